@@ -1,0 +1,3 @@
+"""Equivariant segmentation of diffusion MRI, inside MONAI."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,224 @@
+"""Gradient tables: b-values in s/mm², unit directions in the world frame, and the q-vectors made of them.
+
+Rows are volumes. A direction at b <= 50 has no meaning and is zero. ``q = sqrt(b / 1000 s/mm²) · direction`` is absolute,
+so that q-vectors of different scans compare. A shell is a group of volumes with about the same b-value.
+"""
+
+import warnings
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from eqdmri_monai.frames import world_to_voxel
+
+B0_THRESHOLD = 50.0  # s/mm²; the value of dipy, nifreeze and qsiprep
+B_UNIT = 1000.0  # s/mm²; a q-vector of length 1
+SHELL_WIDTH = 50.0, 0.05  # b-values of one shell agree within 50 s/mm² or 5 %, whichever is more
+MIN_DIRECTIONS = 6  # a diffusion tensor needs six
+NORM_TOLERANCE = 0.01  # of a unit direction; dipy's value
+SAME_DIRECTION = 0.9998  # cosine of 1.1 degrees: two volumes count as one direction
+
+
+@dataclass(frozen=True)
+class GradientTable:
+    """Diffusion weighting of each volume of a scan.
+
+    Parameters
+    ----------
+    bvals : Tensor, shape (Q,)
+        s/mm².
+    bvecs : Tensor, shape (Q, 3)
+        World frame, unit rows, zero rows at b <= 50.
+    """
+
+    bvals: Tensor
+    bvecs: Tensor
+
+    def __len__(self) -> int:
+        return len(self.bvals)
+
+    @property
+    def b0_mask(self) -> Tensor:
+        """Which volumes have no diffusion weighting, shape (Q,) bool."""
+        return self.bvals <= B0_THRESHOLD
+
+    @property
+    def q(self) -> Tensor:
+        """q-vectors in the world frame, shape (Q, 3)."""
+        return q_vectors(self.bvals, self.bvecs)
+
+    def q_voxel(self, affine: Tensor) -> Tensor:
+        """q-vectors along the axes of an array with this affine, shape (Q, 3)."""
+        return world_to_voxel(self.q, affine)
+
+    def averaged_b0(self) -> "GradientTable":
+        """Return the table after the b0 volumes were averaged into one, which comes first."""
+        weighted = ~self.b0_mask
+        return GradientTable(
+            torch.cat([self.bvals.new_zeros(1), self.bvals[weighted]]),
+            torch.cat([self.bvecs.new_zeros(1, 3), self.bvecs[weighted]]),
+        )
+
+
+def q_vectors(bvals: Tensor, bvecs: Tensor) -> Tensor:
+    """Return ``sqrt(b / 1000) · direction``, shape (Q, 3), zero at b <= 50."""
+    length = (bvals / B_UNIT).clamp(min=0).sqrt() * (bvals > B0_THRESHOLD)
+    return length[:, None] * bvecs
+
+
+def shells(bvals: Tensor) -> Tensor:
+    """Group volumes by b-value.
+
+    b-values are taken in rising order; one opens a new shell where it exceeds the mean of the shell so far by more than
+    50 s/mm² and by more than 5 %. Volumes of b <= 50 are shell 0, which exists only where there are such volumes.
+
+    Parameters
+    ----------
+    bvals : Tensor, shape (Q,)
+        s/mm².
+
+    Returns
+    -------
+    Tensor, shape (Q,), int64
+        Index of each volume's shell, rising with b.
+    """
+    values = bvals.tolist()
+    order = sorted(range(len(values)), key=values.__getitem__)
+    index = torch.zeros(len(values), dtype=torch.int64)
+    shell, members = -1, []
+    for i in order:
+        b = values[i]
+        if not members:
+            new = True
+        elif members[0] <= B0_THRESHOLD:
+            new = b > B0_THRESHOLD
+        else:
+            mean = sum(members) / len(members)
+            new = b - mean > max(SHELL_WIDTH[0], SHELL_WIDTH[1] * mean)
+        if new:
+            shell, members = shell + 1, []
+        members.append(b)
+        index[i] = shell
+    return index
+
+
+@dataclass(frozen=True)
+class QSampling:
+    """A set of q-vectors with their lengths replaced by the mean length of their shell.
+
+    Parameters
+    ----------
+    q : Tensor, shape (Q, 3)
+    shell : Tensor, shape (Q,), int64
+    length : Tensor, shape (shells,)
+        Mean q-length of each shell; exactly 0 for b <= 50.
+    """
+
+    q: Tensor
+    shell: Tensor
+    length: Tensor
+
+    @classmethod
+    def of(cls, q: Tensor) -> "QSampling":
+        """Group q-vectors, shape (Q, 3), into shells and round their lengths; rounding noise in b then changes nothing."""
+        lengths = q.detach().to("cpu", torch.float64).norm(dim=-1)
+        shell = shells(B_UNIT * lengths**2)
+        mean = torch.stack([lengths[shell == s].mean() for s in range(int(shell.max()) + 1)])
+        mean[B_UNIT * mean**2 <= B0_THRESHOLD] = 0.0
+        scale = mean[shell] / lengths.clamp(min=1e-12)
+        return cls(q * scale.to(q)[:, None], shell.to(q.device), mean.to(q))
+
+    def weights(self) -> Tensor:
+        """Quadrature weights, shape (Q,): each shell is averaged, then the shells of b > 50; b0 counts as one more value.
+
+        A sum over q with these weights does not depend on how many directions a scan has.
+        """
+        count = torch.bincount(self.shell, minlength=len(self.length)).to(self.length)
+        weighted = self.length > 0
+        share = torch.where(weighted, 1.0 / max(int(weighted.sum()), 1), 1.0)
+        return (share / count)[self.shell]
+
+
+def check_table(bvals: Tensor, bvecs: Tensor, *, volumes: int | None = None, name: str = "gradient table") -> Tensor:
+    """Refuse a gradient table that cannot be right and warn about one that may be wrong.
+
+    Parameters
+    ----------
+    bvals : Tensor, shape (Q,)
+        s/mm².
+    bvecs : Tensor, shape (Q, 3)
+        Any frame.
+    volumes : int
+        Number of volumes of the scan, where known.
+    name : str
+        Named in messages; the path of the file.
+
+    Returns
+    -------
+    Tensor, shape (Q, 3)
+        The directions, of length exactly 1, or 0 at b <= 50.
+
+    Raises
+    ------
+    ValueError
+        When lengths differ, a value is not finite, a b-value is negative or all are 0, there is no b0 or fewer than six
+        distinct directions, or a direction is not of unit length.
+
+    Warns
+    -----
+    UserWarning
+        When a volume of b <= 50 has a direction, a direction occurs twice on a shell, or b-values look like ms/µm².
+    """
+    if bvecs.ndim != 2 or bvecs.shape[1] != 3 or len(bvals) != len(bvecs):
+        raise ValueError(
+            f"{name}: {len(bvals)} b-values but directions of shape {tuple(bvecs.shape)}; the two files belong to different scans"
+        )
+    if volumes is not None and len(bvals) != volumes:
+        raise ValueError(f"{name}: {len(bvals)} entries for a scan of {volumes} volumes; give the table of this scan")
+    if not torch.isfinite(bvals).all():
+        raise ValueError(f"{name}: b-value of volume {_first(~bvals.isfinite())} is not a number; correct the file")
+    if bvals.min() < 0:
+        raise ValueError(f"{name}: b-value of volume {_first(bvals < 0)} is negative; correct the file")
+    if bvals.max() <= B0_THRESHOLD:
+        hint = " (they may be in ms/µm²: multiply by 1000)" if bvals.max() > 0.3 else ""
+        raise ValueError(f"{name}: all b-values are {B0_THRESHOLD:g} s/mm² or less{hint}; this is no diffusion scan")
+    weighted = bvals > B0_THRESHOLD
+    if weighted.all():
+        raise ValueError(f"{name}: no volume has b <= {B0_THRESHOLD:g} s/mm²; at least one b0 is needed")
+    bad = weighted & ~bvecs.isfinite().all(dim=1)
+    if bad.any():
+        raise ValueError(f"{name}: direction of volume {_first(bad)} is not a number; correct the file")
+    norm = bvecs.nan_to_num(nan=0.0).norm(dim=1)
+    bad = weighted & ((norm - 1).abs() > NORM_TOLERANCE)
+    if bad.any():
+        i = _first(bad)
+        raise ValueError(
+            f"{name}: direction of volume {i} has length {norm[i]:.4g}, not 1 (b = {bvals[i]:g} s/mm²); correct the file"
+        )
+    if (~weighted & (norm > 0)).any():
+        i = _first(~weighted & (norm > 0))
+        warnings.warn(f"{name}: volume {i} has b = {bvals[i]:g} s/mm² and a direction; it is read as a b0", stacklevel=2)
+    unit = torch.where(weighted[:, None], bvecs / norm.clamp(min=1e-12)[:, None], torch.zeros_like(bvecs))
+    _check_directions(unit[weighted], shells(bvals)[weighted], weighted.nonzero().flatten(), name)
+    return unit
+
+
+def _check_directions(unit: Tensor, shell: Tensor, volume: Tensor, name: str) -> None:
+    """Count distinct directions, a direction and its opposite being one."""
+    same = (unit @ unit.T).abs() > SAME_DIRECTION
+    earlier = same.tril(diagonal=-1)
+    distinct = int((~earlier.any(dim=1)).sum())
+    if distinct < MIN_DIRECTIONS:
+        raise ValueError(f"{name}: {distinct} distinct directions; at least {MIN_DIRECTIONS} are needed")
+    repeated = (earlier & (shell[:, None] == shell[None])).nonzero()
+    if len(repeated):
+        i, j = volume[repeated[0]].tolist()
+        warnings.warn(
+            f"{name}: volumes {j} and {i} have the same direction on one shell ({len(repeated)} such pairs); each counts in full",
+            stacklevel=3,
+        )
+
+
+def _first(mask: Tensor) -> int:
+    return int(mask.nonzero()[0])

@@ -1,0 +1,51 @@
+"""Loss for labels that count inside a mask only."""
+
+import torch
+from torch import Tensor, nn
+
+
+class MaskedBCELoss(nn.Module):
+    r"""Binary cross-entropy :math:`-\frac{1}{\sum m} \sum m \, (w \, t \log p + (1 - t) \log (1 - p))` inside the brain.
+
+    MONAI's `MaskedLoss` multiplies logits by the mask, which counts every voxel outside as log 2; this one leaves them out.
+    The mask comes as the last channel of the target, because MONAI's trainer passes a loss two arguments.
+
+    Parameters
+    ----------
+    positive_weight : float
+        Weight w of positive voxels; the paper takes negatives / positives of the training set.
+
+    Source
+    ------
+    Müller et al., section 4.3.
+    """
+
+    def __init__(self, positive_weight: float = 1.0):
+        super().__init__()
+        self.positive_weight = positive_weight
+
+    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+        """
+        Parameters
+        ----------
+        logits : Tensor, shape (B, C, X, Y, Z)
+        target : Tensor, shape (B, C + 1, X, Y, Z)
+            C labels of 0 and 1, then the mask.
+
+        Returns
+        -------
+        Tensor, scalar
+
+        Raises
+        ------
+        ValueError
+            When the shapes do not fit.
+        """
+        if target.shape[1] != logits.shape[1] + 1 or target.shape[2:] != logits.shape[2:]:
+            raise ValueError(
+                f"logits {tuple(logits.shape)} need a target of {logits.shape[1]} labels and a mask, got {tuple(target.shape)}"
+            )
+        label, mask = target[:, :-1], target[:, -1:]
+        weight = mask * torch.where(label > 0.5, self.positive_weight, 1.0)
+        loss = nn.functional.binary_cross_entropy_with_logits(logits.float(), label.float(), weight.float(), reduction="sum")
+        return loss / (mask.sum() * logits.shape[1]).clamp(min=1)

@@ -1,0 +1,6 @@
+"""Whole models. Each is called ``network(image, q)`` and returns logits."""
+
+from eqdmri_monai.networks.plain_cnn import PlainCNN
+from eqdmri_monai.networks.pq_net import PQNet
+
+__all__ = ["PQNet", "PlainCNN"]

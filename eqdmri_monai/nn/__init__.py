@@ -1,0 +1,9 @@
+"""Equivariant layers. Feature maps are (B, irreps.dim, Q, X, Y, Z) over p and q, (B, irreps.dim, X, Y, Z) over p."""
+
+from eqdmri_monai.nn.gate import Gate
+from eqdmri_monai.nn.linear import Linear
+from eqdmri_monai.nn.p_conv import PConv
+from eqdmri_monai.nn.pq_conv import PQConv
+from eqdmri_monai.nn.q_reduction import QLengthPool
+
+__all__ = ["Gate", "Linear", "PConv", "PQConv", "QLengthPool"]

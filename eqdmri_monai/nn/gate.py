@@ -1,0 +1,64 @@
+"""Gated nonlinearity: scalars pass a SiLU, every other copy is multiplied by the sigmoid of a scalar of its own."""
+
+import torch
+from e3nn import o3
+from e3nn.math import normalize2mom
+from torch import Tensor, nn
+
+
+class Gate(nn.Module):
+    r"""Equivariant nonlinearity :math:`s \mapsto \mathrm{silu}(s)`, :math:`(g, v) \mapsto \mathrm{sigmoid}(g) \, v`.
+
+    Both functions are scaled by e3nn to keep the second moment of unit-normal input.
+
+    Parameters
+    ----------
+    irreps_out : o3.Irreps
+        Scalars first, then every l > 0.
+
+    Attributes
+    ----------
+    irreps_in : o3.Irreps
+        Scalars, then one gate for each l > 0 copy, then these copies.
+
+    Raises
+    ------
+    ValueError
+        When a scalar follows an l > 0.
+
+    Source
+    ------
+    Weiler et al. 2018, section 4.3; Müller et al., B.2. The channels-first twin of `e3nn.nn.Gate`.
+    """
+
+    def __init__(self, irreps_out: o3.Irreps | str):
+        super().__init__()
+        self.irreps_out = o3.Irreps(irreps_out)
+        degrees = [ir.l for _, ir in self.irreps_out]
+        if degrees != sorted(degrees):
+            raise ValueError(f"irreps_out of a gate must be sorted by degree, got {self.irreps_out}")
+        vectors = [(mul, ir) for mul, ir in self.irreps_out if ir.l > 0]
+        self.num_scalars = self.irreps_out.count("0e")
+        self.num_gates = sum(mul for mul, _ in vectors)
+        self.irreps_in = o3.Irreps([(self.num_scalars + self.num_gates, "0e"), *vectors]).simplify()
+        repeats = torch.tensor([ir.dim for mul, ir in vectors for _ in range(mul)], dtype=torch.int64)
+        self.register_buffer("repeats", repeats, persistent=False)
+        self.silu, self.sigmoid = normalize2mom(torch.nn.functional.silu), normalize2mom(torch.sigmoid)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """
+        Parameters
+        ----------
+        x : Tensor, shape (B, irreps_in.dim, ...)
+
+        Returns
+        -------
+        Tensor, shape (B, irreps_out.dim, ...)
+        """
+        scalars, gates, vectors = x.split(
+            [self.num_scalars, self.num_gates, x.shape[1] - self.num_scalars - self.num_gates], 1
+        )
+        if not self.num_gates:
+            return self.silu(scalars)
+        gates = self.sigmoid(gates).repeat_interleave(self.repeats, dim=1, output_size=vectors.shape[1])
+        return torch.cat([self.silu(scalars), gates * vectors], dim=1)

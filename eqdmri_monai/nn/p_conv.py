@@ -1,0 +1,133 @@
+"""Convolution over p-space: an ordinary conv3d whose kernel obeys K(R Δp) = D_out(R) K(Δp) D_in(R)ᵀ."""
+
+import torch
+from e3nn import o3
+from torch import Tensor, nn
+
+from eqdmri_monai.bases import p_space
+from eqdmri_monai.nn.filter_weights import FilterWeights
+from eqdmri_monai.nn.linear import Linear
+
+
+def kernel_lattice(kernel_size: int, spacing: tuple[float, float, float]) -> tuple[Tensor, float]:
+    """Return the offsets Δp = p_out - p_in of a kernel's taps, shape (kernel_size³, 3), and the kernel's radius.
+
+    conv3d correlates: tap t reads the input at p_out + t, so its Δp is -t.
+
+    Raises
+    ------
+    ValueError
+        When the kernel size is even or a spacing is not positive.
+    """
+    if kernel_size < 1 or kernel_size % 2 == 0:
+        raise ValueError(f"kernel_size must be odd, so that it has a centre, got {kernel_size}")
+    if len(spacing) != 3 or min(spacing) <= 0:
+        raise ValueError(f"spacing must be three positive lengths, got {tuple(spacing)}")
+    reach = kernel_size // 2
+    taps = torch.arange(-reach, reach + 1, dtype=torch.get_default_dtype())
+    lattice = -torch.cartesian_prod(taps, taps, taps) * torch.tensor(spacing, dtype=taps.dtype)
+    return lattice, max(reach, 1) * max(spacing)
+
+
+def check_irreps(irreps: o3.Irreps | str, name: str) -> o3.Irreps:
+    """Parse irreps and refuse odd parity: this project uses even labels for all of SO(3)."""
+    irreps = o3.Irreps(irreps)
+    odd = [str(ir) for _, ir in irreps if ir.p != 1]
+    if odd:
+        raise ValueError(f"{name} must have even labels only (0e, 1e, 2e: rotations without mirrors), got {irreps}")
+    return irreps
+
+
+class PConv(nn.Module):
+    r"""Equivariant convolution :math:`y(p) = \sum_{p'} K(p - p') x(p') + L x(p) + b`.
+
+    Parameters
+    ----------
+    irreps_in, irreps_out : o3.Irreps
+        Types of the feature maps, even labels.
+    kernel_size : int
+        Voxels along each axis, odd.
+    spacing : three floats
+        Voxel sizes in any unit; only their ratios matter.
+    radial : str
+        "cosine", "Gaussian", or either with "+fc".
+    num_radial : int
+        Number of bumps, centred from 0 to the kernel's radius.
+
+    Raises
+    ------
+    ValueError
+        When the irreps have odd labels, the kernel size is even, or the radial basis is unknown.
+
+    Source
+    ------
+    Müller et al., eq. 2 and 23; Weiler et al. 2018, eq. 4.
+    """
+
+    def __init__(
+        self,
+        irreps_in: o3.Irreps | str,
+        irreps_out: o3.Irreps | str,
+        *,
+        kernel_size: int = 5,
+        spacing: tuple[float, float, float] = (1.0, 1.0, 1.0),
+        radial: str = "cosine+fc",
+        num_radial: int = 3,
+    ):
+        super().__init__()
+        self.irreps_in, self.irreps_out = check_irreps(irreps_in, "irreps_in"), check_irreps(irreps_out, "irreps_out")
+        self.kernel_size = kernel_size
+        lattice, radius = kernel_lattice(kernel_size, spacing)
+        self.register_buffer("lattice", lattice, persistent=False)
+        self.filters = FilterWeights(
+            p_space, self.irreps_in, self.irreps_out, lmax_q=0, lattice=lattice, radius=radius,
+            radial_p=radial, num_radial_p=num_radial, noise_gain=2.0,  # the self-connection has the other half
+            smooth_share=0.25,  # what gates give is far from white
+        )  # fmt: skip
+        self.self_connection = Linear(self.irreps_in, self.irreps_out)
+        self.bias = nn.Parameter(torch.zeros(self.irreps_out.count("0e")))
+
+    def kernel(self, offset: Tensor) -> Tensor:
+        """Evaluate the filter law at any offsets (N, 3); returns (N, irreps_out.dim, irreps_in.dim)."""
+        return self._filters(offset, on_lattice=False).movedim(-1, 0)
+
+    def grid_kernel(self) -> Tensor:
+        """Return the conv3d weight (irreps_out.dim, irreps_in.dim, X, Y, Z), self-connection included."""
+        k = self.kernel_size
+        weight = self._filters(self.lattice, on_lattice=True).unflatten(-1, (k, k, k))
+        centre = torch.zeros_like(weight)
+        centre[:, :, k // 2, k // 2, k // 2] = 0.5**0.5 * self.self_connection.matrix()
+        return weight + centre
+
+    def scalar_bias(self) -> Tensor:
+        """Return the bias on every output component, shape (irreps_out.dim,); zero but for scalars."""
+        return spread_bias(self.bias, self.irreps_out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """
+        Parameters
+        ----------
+        x : Tensor, shape (B, irreps_in.dim, X, Y, Z)
+
+        Returns
+        -------
+        Tensor, shape (B, irreps_out.dim, X, Y, Z)
+            Outside the array the input counts as 0.
+        """
+        with torch.autocast(x.device.type, enabled=False):  # kernels are small; bf16 would lose their symmetry
+            weight, bias = self.grid_kernel(), self.scalar_bias()
+        return nn.functional.conv3d(x, weight, bias, padding=self.kernel_size // 2)
+
+    def _filters(self, offset: Tensor, *, on_lattice: bool) -> Tensor:
+        zero = offset.new_zeros(1)
+        return self.filters(offset, zero, zero, on_lattice=on_lattice)[0, 0, :, :, 0]  # [o, i, n]
+
+
+def spread_bias(bias: Tensor, irreps: o3.Irreps) -> Tensor:
+    """Place one bias for each scalar on the components of a type, shape (irreps.dim,)."""
+    full, start = bias.new_zeros(irreps.dim), 0
+    for (mul, ir), where in zip(irreps, irreps.slices(), strict=True):
+        if ir.l == 0:
+            full[where] = bias[start : start + mul]
+            start += mul
+    return full

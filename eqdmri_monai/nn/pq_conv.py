@@ -1,0 +1,343 @@
+"""Convolution over p-space and q-space together, computed by mixing over q first and convolving over p second.
+
+For product bases the filter is a harmonic of Δp times a harmonic of q_out - q_in, and radial functions see only lengths.
+So the sum over q_in within a shell is a multiplication with fixed numbers, one per (q_out, l_q, m_q), and what is left is a
+conv3d whose batch is q_out. Its kernel depends on the shells, never on a direction. Two parts do not depend on q_out but
+through one number and are convolved once for all: l_q = 0, and everything that comes from b0.
+
+The set of q-vectors is closed under q -> -q by default (S(q) = S(-q), and files store either sign). A map then has a part
+that is even in q and one that is odd, and y(±q_out) = E ± O come from the same convolutions.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from e3nn import o3
+from torch import Tensor, nn
+
+from eqdmri_monai.bases.angular import ZERO_OFFSET, harmonics
+from eqdmri_monai.bases.filters import FilterBasis, max_lq, tp1
+from eqdmri_monai.gradients import QSampling
+from eqdmri_monai.nn.filter_weights import FilterWeights
+from eqdmri_monai.nn.linear import Linear
+from eqdmri_monai.nn.p_conv import check_irreps, kernel_lattice, spread_bias
+
+# White noise keeps its variance at this number of directions; the mean over a shell is scaled by its square root.
+REFERENCE_DIRECTIONS = 30
+
+
+@dataclass(frozen=True)
+class QMixing:
+    """The fixed numbers of one layer for one pair of q-samplings.
+
+    Parameters
+    ----------
+    sampling_out, sampling_in : QSampling
+    weight : Tensor, shape (Q_in,)
+        Quadrature weights.
+    minus, plus : Tensor, shape (Q_out, Q_in, (lmax_q + 1)²)
+        Harmonics of q_out - q_in and of q_out + q_in (None where the set is not closed).
+    same : Tensor, shape (Q_out, Q_in)
+        Where q_out is q_in (rows sum to 1, or 0 where it is none of them); signed in `opposite`.
+    opposite : Tensor, shape (Q_out, Q_in)
+        The same for the odd part of a map.
+    """
+
+    sampling_out: QSampling
+    sampling_in: QSampling
+    weight: Tensor
+    minus: Tensor
+    plus: Tensor | None
+    same: Tensor
+    opposite: Tensor
+
+    @property
+    def first(self) -> int:
+        """Index of the first input shell with b > 50: 1 after b0, 0 where there is none."""
+        return int(self.sampling_in.length[0] == 0)
+
+    @property
+    def weight_by_shell(self) -> Tensor:
+        """Quadrature weights spread over the shells with b > 50, shape (Q_in, shells)."""
+        onehot = nn.functional.one_hot(self.sampling_in.shell, len(self.sampling_in.length))
+        return (self.weight[:, None] * onehot)[:, self.first :]
+
+    def chunks(self, size: int) -> Iterator[Tensor]:
+        """Yield indices of at most `size` q_out each, all of one shell."""
+        for s in range(len(self.sampling_out.length)):
+            yield from (self.sampling_out.shell == s).nonzero().flatten().split(size)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What `PQConv` computes once for all q_out.
+
+    Parameters
+    ----------
+    fields : tuple of Tensor, each (B, irreps_in.dim, Q_in, X, Y, Z)
+        The part of the map that is even in q and, where there is one, the odd part.
+    mixing : QMixing
+    kernels : Tensor
+        From `PQConv.grid_kernel`.
+    shared : list of Tensor, each (B, 1 or (lmax_q + 1)², irreps_out.dim, X, Y, Z)
+        For each shell of q_out: the sum over q_in of l_q = 0; then b0 alone for l_q > 0, to be multiplied with Y(q_out).
+    """
+
+    fields: tuple[Tensor, ...]
+    mixing: QMixing
+    kernels: Tensor
+    shared: list[Tensor]
+
+
+class PQConv(nn.Module):
+    r"""Equivariant convolution :math:`y(p, q) = \sum_{q'} w_{q'} \sum_{p'} K(p - p', q, q') x(p', q') + L x(p, q) + b`.
+
+    The weights w average each shell, then the shells of b > 50, so that the result does not depend on the number of
+    directions. With `antipodal` the sum also runs over -q', and the output has values at q and at -q.
+
+    Parameters
+    ----------
+    irreps_in, irreps_out : o3.Irreps
+        Types of the feature maps, even labels.
+    bases : sequence of FilterBasis
+        Their filters are summed.
+    kernel_size : int
+        Voxels along each axis, odd.
+    spacing : three floats
+        Voxel sizes in any unit; only their ratios matter.
+    radial_p : str
+        "cosine", "Gaussian", or either with "+fc".
+    num_radial_p : int
+        Number of bumps over |Δp|, centred from 0 to the kernel's radius.
+    num_radial_q_in, num_radial_q_out : int
+        Number of Gaussians over |q_in| and |q_out|, centred from 0 to `q_max`.
+    q_max : float
+        sqrt(b / 1000) of the strongest weighting that the layer is made for.
+    antipodal : bool
+        Close the set of q-vectors under q -> -q.
+
+    Raises
+    ------
+    ValueError
+        When the irreps have odd labels, the list of bases is empty, the kernel size is even, or the radial basis is unknown.
+
+    Source
+    ------
+    Müller et al., eq. 8, 26 and 45-48.
+    """
+
+    def __init__(
+        self,
+        irreps_in: o3.Irreps | str,
+        irreps_out: o3.Irreps | str,
+        *,
+        bases: Sequence[FilterBasis] = (tp1,),
+        kernel_size: int = 5,
+        spacing: tuple[float, float, float] = (1.0, 1.0, 1.0),
+        radial_p: str = "cosine+fc",
+        num_radial_p: int = 3,
+        num_radial_q_in: int = 3,
+        num_radial_q_out: int = 3,
+        q_max: float = 1.75,
+        antipodal: bool = True,
+    ):
+        super().__init__()
+        self.irreps_in, self.irreps_out = check_irreps(irreps_in, "irreps_in"), check_irreps(irreps_out, "irreps_out")
+        if not bases:
+            raise ValueError("bases must name at least one filter basis, got an empty list")
+        self.kernel_size, self.antipodal = kernel_size, antipodal
+        self.lmax_q = max_lq(bases, self.irreps_in, self.irreps_out)
+        lattice, radius = kernel_lattice(kernel_size, spacing)
+        self.register_buffer("lattice", lattice, persistent=False)
+        self.filters = nn.ModuleList(
+            FilterWeights(
+                basis, self.irreps_in, self.irreps_out, lmax_q=self.lmax_q, lattice=lattice, radius=radius,
+                radial_p=radial_p, num_radial_p=num_radial_p, num_radial_q_out=num_radial_q_out,
+                num_radial_q_in=num_radial_q_in, q_max=q_max,
+                noise_gain=4.0 * len(bases),  # b0 and shells each give 1, the self-connection as much as both
+                smooth_share=0.1,
+            )
+            for basis in bases
+        )  # fmt: skip
+        self.self_connections = nn.ModuleList(Linear(self.irreps_in, self.irreps_out) for _ in bases)
+        self.bias = nn.Parameter(torch.zeros(self.irreps_out.count("0e")))
+
+    def kernel(self, offset: Tensor, q_out: Tensor, q_in: Tensor) -> Tensor:
+        """Evaluate the filter law at any points.
+
+        Parameters
+        ----------
+        offset : Tensor, shape (N, 3)
+            Δp = p_out - p_in, in the unit of `spacing`.
+        q_out : Tensor, shape (Q_out, 3)
+        q_in : Tensor, shape (Q_in, 3)
+
+        Returns
+        -------
+        Tensor, shape (N, Q_out, irreps_out.dim, Q_in, irreps_in.dim)
+            Without quadrature weights and self-connection.
+        """
+        filters = self._filters(offset, q_out.norm(dim=-1), q_in.norm(dim=-1), on_lattice=False)
+        return torch.einsum("qroimn,qrm->nqori", filters, harmonics(self.lmax_q, q_out[:, None] - q_in))
+
+    def grid_kernel(self, mixing: QMixing) -> Tensor:
+        """Return the p-kernels between shells, shape (S_out, S_in, dim_out, dim_in, (lmax_q + 1)², X, Y, Z)."""
+        with torch.autocast(self.lattice.device.type, enabled=False):  # bf16 would lose the kernels' symmetry
+            filters = self._filters(self.lattice, mixing.sampling_out.length, mixing.sampling_in.length, on_lattice=True)
+        return filters.unflatten(-1, 3 * (self.kernel_size,))
+
+    def mixing(self, q_in: Tensor, q_out: Tensor | None = None) -> QMixing:
+        """Return the fixed numbers for q-vectors (Q_in, 3) and (Q_out, 3); without q_out, it is q_in."""
+        sampling_in = QSampling.of(q_in.to(self.lattice))
+        sampling_out = sampling_in if q_out is None else QSampling.of(q_out.to(self.lattice))
+        difference, total = (sampling_out.q[:, None] + sign * sampling_in.q for sign in (-1, 1))
+        weight = sampling_in.weights()
+        weight = torch.where(sampling_in.length[sampling_in.shell] > 0, weight * REFERENCE_DIRECTIONS**0.5, weight)
+        same, mirrored = ((d.norm(dim=-1) < ZERO_OFFSET).to(weight) for d in (difference, total))
+        if q_out is None:  # a direction that was measured twice is two points
+            same = opposite = torch.eye(len(weight)).to(weight)
+        elif self.antipodal:
+            count = (same + mirrored).sum(1, keepdim=True).clamp(min=1)
+            same, opposite = (same + mirrored) / count, (same - mirrored) / count
+        else:
+            same = opposite = same / same.sum(1, keepdim=True).clamp(min=1)
+        return QMixing(
+            sampling_out,
+            sampling_in,
+            weight,
+            harmonics(self.lmax_q, difference),
+            harmonics(self.lmax_q, total) if self.antipodal else None,
+            same,
+            opposite,
+        )
+
+    def forward(self, x: Tensor, q_in: Tensor, q_out: Tensor | None = None, *, chunk: int = 8) -> Tensor:
+        """
+        Parameters
+        ----------
+        x : Tensor, shape (B, irreps_in.dim, Q_in, X, Y, Z)
+            With `antipodal`, either this (the same value at q and -q) or 2 Q_in maps: at every q, then at every -q.
+        q_in : Tensor, shape (Q_in, 3)
+        q_out : Tensor, shape (Q_out, 3)
+            Where to evaluate the output; q_in if left out.
+        chunk : int
+            Number of q_out that are computed at a time.
+
+        Returns
+        -------
+        Tensor, shape (B, irreps_out.dim, Q_out, X, Y, Z)
+            2 Q_out maps with `antipodal`.
+        """
+        prepared = self.prepare(x, q_in, q_out)
+        indices = list(prepared.mixing.chunks(chunk))
+        parts = [self.convolve(prepared, index) for index in indices]
+        order = torch.cat(indices).argsort()
+        return torch.cat([torch.cat(signs, dim=2)[:, :, order] for signs in zip(*parts, strict=True)], dim=2)
+
+    def prepare(self, x: Tensor, q_in: Tensor, q_out: Tensor | None = None) -> "Prepared":
+        """Do what is common to all q_out, for `convolve` to be called on a few of them at a time."""
+        mixing = self.mixing(q_in, q_out)
+        fields = self.split(x, len(q_in))
+        kernels = self.grid_kernel(mixing)
+        return Prepared(fields, mixing, kernels, [self._shared(fields[0], mixing, kernel) for kernel in kernels])
+
+    def split(self, x: Tensor, count: int) -> tuple[Tensor, ...]:
+        """Return a map's parts that are even and odd in q (only the even one where it is given at +q alone).
+
+        Raises
+        ------
+        ValueError
+            When x has neither one map for each q nor, with `antipodal`, two.
+        """
+        if x.ndim != 6 or x.shape[1] != self.irreps_in.dim:
+            raise ValueError(f"x must be (B, {self.irreps_in.dim}, Q, X, Y, Z), got {tuple(x.shape)}")
+        if x.shape[2] == count:
+            return (x,)
+        if not self.antipodal or x.shape[2] != 2 * count:
+            raise ValueError(f"x has {x.shape[2]} maps over q but there are {count} q-vectors")
+        plus, minus = x.split(count, dim=2)
+        return (0.5 * (plus + minus), 0.5 * (plus - minus))
+
+    def convolve(self, prepared: "Prepared", index: Tensor) -> tuple[Tensor, ...]:
+        """Compute the output at a few q_out of one shell.
+
+        Parameters
+        ----------
+        prepared : Prepared
+        index : Tensor, shape (n,)
+            One of ``prepared.mixing.chunks``.
+
+        Returns
+        -------
+        tuple of Tensor, each (B, irreps_out.dim, n, X, Y, Z)
+            At q_out; with `antipodal`, also at -q_out.
+        """
+        x, mixing = prepared.fields[0], prepared.mixing
+        if not self.antipodal:
+            return (self._part(prepared, index, x, [(x, mixing.minus, range(1, self.lmax_q + 1))], even=True),)
+        even_l, odd_l = range(2, self.lmax_q + 1, 2), range(1, self.lmax_q + 1, 2)
+        for_even = 0.5 * (mixing.minus + mixing.plus)  # meets the even part of the map; parity (-1)^l in q_out
+        even, odd, odd_x = [(x, for_even, even_l)], [(x, for_even, odd_l)], None
+        if len(prepared.fields) == 2:
+            odd_x, for_odd = prepared.fields[1], 0.5 * (mixing.minus - mixing.plus)  # parity -(-1)^l
+            even.append((odd_x, for_odd, odd_l))
+            odd.append((odd_x, for_odd, even_l))
+        e = self._part(prepared, index, x, even, even=True)
+        o = self._part(prepared, index, odd_x, odd, even=False)
+        return (e, e) if o is None else (e + o, e - o)
+
+    def _shared(self, x: Tensor, mixing: QMixing, kernel: Tensor) -> Tensor:
+        """Convolve what all q_out of a shell have in common; see `Prepared`."""
+        onehot = nn.functional.one_hot(mixing.sampling_in.shell, len(mixing.sampling_in.length)).to(mixing.weight)
+        means = torch.einsum("rt,birxyz->bitxyz", mixing.weight[:, None] * onehot, x)
+        pad = self.kernel_size // 2
+        weight = kernel[:, :, :, 0].permute(1, 2, 0, 3, 4, 5).flatten(1, 2)
+        out = [nn.functional.conv3d(means.flatten(1, 2), weight, padding=pad)[:, None]]
+        if self.lmax_q and mixing.first == 1:
+            weight = kernel[0, :, :, 1:].permute(2, 0, 1, 3, 4, 5).flatten(0, 1)
+            b0 = nn.functional.conv3d(means[:, :, 0], weight, padding=pad)
+            out.append(b0.unflatten(1, (-1, self.irreps_out.dim)))
+        return torch.cat(out, dim=1)
+
+    def _part(self, prepared: "Prepared", index: Tensor, own: Tensor | None, terms: list, *, even: bool) -> Tensor | None:
+        """Sum the part of the output that is even or odd in q (all of it where the set is not closed).
+
+        `terms` lists (map, harmonics, which l_q), the map that is even in q first; `own` meets the self-connection.
+        Returns (B, dim_out, n, X, Y, Z), or None where nothing contributes.
+        """
+        mixing, n = prepared.mixing, len(index)
+        shell = int(mixing.sampling_out.shell[index[0]])
+        kernel, shared = prepared.kernels[shell], prepared.shared[shell]
+        degrees = [[m for l in ls for m in range(l**2, (l + 1) ** 2)] for _, _, ls in terms]
+        maps, weights = [], []
+        for (x, sh, _), ms in zip(terms, degrees, strict=True):
+            if ms:
+                mix = torch.einsum("qrm,rt->qtmr", sh[index][:, :, ms], mixing.weight_by_shell)
+                maps.append(torch.einsum("qtmr,birxyz->bqitmxyz", mix, x).flatten(2, 4))
+                weights.append(kernel[mixing.first :, :, :, ms].permute(1, 2, 0, 3, 4, 5, 6).flatten(1, 3))
+        parts = []
+        bias = self.scalar_bias() if even else None
+        if maps:
+            y = nn.functional.conv3d(
+                torch.cat(maps, 2).flatten(0, 1), torch.cat(weights, 1), bias, padding=self.kernel_size // 2
+            )
+            parts.append(y.unflatten(0, (-1, n)).transpose(1, 2))
+        elif even:
+            parts.append(bias[:, None, None, None, None])
+        ms = [0] * even + (degrees[0] if shared.shape[1] > 1 else [])
+        if ms:
+            towards = harmonics(self.lmax_q, mixing.sampling_out.q[index])[:, ms]
+            parts.append(torch.einsum("qm,bmoxyz->boqxyz", towards, shared[:, ms]))
+        if own is not None:
+            same = (mixing.same if even else mixing.opposite)[index]
+            matrix = (0.5 / len(self.filters)) ** 0.5 * sum(c.matrix() for c in self.self_connections)
+            parts.append(torch.einsum("oi,qr,birxyz->boqxyz", matrix, same, own))
+        return sum(parts) if parts else None
+
+    def scalar_bias(self) -> Tensor:
+        """Return the bias on every output component, shape (irreps_out.dim,); zero but for scalars."""
+        return spread_bias(self.bias, self.irreps_out)
+
+    def _filters(self, offset: Tensor, length_out: Tensor, length_in: Tensor, *, on_lattice: bool) -> Tensor:
+        return sum(f(offset, length_out, length_in, on_lattice=on_lattice) for f in self.filters)

@@ -1,0 +1,58 @@
+"""Removing q-space: a sum over q-vectors with weights that depend on their lengths only."""
+
+import torch
+from e3nn import o3
+from torch import Tensor, nn
+
+from eqdmri_monai.bases.radial import Gaussian
+from eqdmri_monai.gradients import QSampling
+
+
+class QLengthPool(nn.Module):
+    r"""Late q-reduction :math:`y_c(p) = \sum_q w_q \sum_k W_{ck} R_k(|q|) \, x_c(p, q)`.
+
+    w averages each shell, then the shells of b > 50. Coefficients see only lengths, so any irreps pass unchanged.
+
+    Parameters
+    ----------
+    irreps : o3.Irreps
+        Of input and output alike; one set of coefficients for each copy of an irrep.
+    num_radial : int
+        Number of Gaussians over |q|, centred from 0 to `q_max`.
+    q_max : float
+        sqrt(b / 1000) of the strongest weighting that the layer is made for.
+
+    Source
+    ------
+    Müller et al., section 4.2, "late".
+    """
+
+    def __init__(self, irreps: o3.Irreps | str, *, num_radial: int = 3, q_max: float = 1.75):
+        super().__init__()
+        self.irreps_in = self.irreps_out = o3.Irreps(irreps)
+        self.radial = Gaussian(num_radial, q_max)
+        self.weight = nn.Parameter(torch.randn(num_radial, self.irreps_in.num_irreps))
+        repeats = torch.tensor([ir.dim for mul, ir in self.irreps_in for _ in range(mul)])
+        self.register_buffer("repeats", repeats, persistent=False)
+
+    def coefficients(self, sampling: QSampling) -> Tensor:
+        """Return what every volume of every component is multiplied with, shape (irreps.dim, Q)."""
+        by_shell = (self.radial(sampling.length) @ self.weight).repeat_interleave(self.repeats, dim=1)  # [s, i]
+        return by_shell[sampling.shell].T * sampling.weights()
+
+    def forward(self, x: Tensor, q: Tensor) -> Tensor:
+        """
+        Parameters
+        ----------
+        x : Tensor, shape (B, irreps.dim, Q, X, Y, Z)
+            Or 2 Q maps, at every q and then at every -q: their mean is taken.
+        q : Tensor, shape (Q, 3)
+
+        Returns
+        -------
+        Tensor, shape (B, irreps.dim, X, Y, Z)
+        """
+        coefficients = self.coefficients(QSampling.of(q.to(self.weight)))
+        if x.shape[2] == 2 * len(q):
+            coefficients = 0.5 * torch.cat([coefficients, coefficients], dim=1)
+        return torch.einsum("iq,biqxyz->bixyz", coefficients, x)
