@@ -140,7 +140,9 @@ class QSampling:
         return (share / count)[self.shell]
 
 
-def check_table(bvals: Tensor, bvecs: Tensor, *, volumes: int | None = None, name: str = "gradient table") -> Tensor:
+def check_table(
+    bvals: Tensor, bvecs: Tensor, *, volumes: int | None = None, name: str = "gradient table"
+) -> Tensor:
     """Refuse a gradient table that cannot be right and warn about one that may be wrong.
 
     Parameters
@@ -175,14 +177,20 @@ def check_table(bvals: Tensor, bvecs: Tensor, *, volumes: int | None = None, nam
             f"{name}: {len(bvals)} b-values but directions of shape {tuple(bvecs.shape)}; the two files belong to different scans"
         )
     if volumes is not None and len(bvals) != volumes:
-        raise ValueError(f"{name}: {len(bvals)} entries for a scan of {volumes} volumes; give the table of this scan")
+        raise ValueError(
+            f"{name}: {len(bvals)} entries for a scan of {volumes} volumes; give the table of this scan"
+        )
     if not torch.isfinite(bvals).all():
-        raise ValueError(f"{name}: b-value of volume {_first(~bvals.isfinite())} is not a number; correct the file")
+        raise ValueError(
+            f"{name}: b-value of volume {_first(~bvals.isfinite())} is not a number; correct the file"
+        )
     if bvals.min() < 0:
         raise ValueError(f"{name}: b-value of volume {_first(bvals < 0)} is negative; correct the file")
     if bvals.max() <= B0_THRESHOLD:
         hint = " (they may be in ms/µm²: multiply by 1000)" if bvals.max() > 0.3 else ""
-        raise ValueError(f"{name}: all b-values are {B0_THRESHOLD:g} s/mm² or less{hint}; this is no diffusion scan")
+        raise ValueError(
+            f"{name}: all b-values are {B0_THRESHOLD:g} s/mm² or less{hint}; this is no diffusion scan"
+        )
     weighted = bvals > B0_THRESHOLD
     if weighted.all():
         raise ValueError(f"{name}: no volume has b <= {B0_THRESHOLD:g} s/mm²; at least one b0 is needed")
@@ -198,7 +206,9 @@ def check_table(bvals: Tensor, bvecs: Tensor, *, volumes: int | None = None, nam
         )
     if (~weighted & (norm > 0)).any():
         i = _first(~weighted & (norm > 0))
-        warnings.warn(f"{name}: volume {i} has b = {bvals[i]:g} s/mm² and a direction; it is read as a b0", stacklevel=2)
+        warnings.warn(
+            f"{name}: volume {i} has b = {bvals[i]:g} s/mm² and a direction; it is read as a b0", stacklevel=2
+        )
     unit = torch.where(weighted[:, None], bvecs / norm.clamp(min=1e-12)[:, None], torch.zeros_like(bvecs))
     _check_directions(unit[weighted], shells(bvals)[weighted], weighted.nonzero().flatten(), name)
     return unit

@@ -17,7 +17,9 @@ class QSlidingWindowInferer(SlidingWindowInferer):
     of `SlidingWindowInferer`.
     """
 
-    def __call__(self, inputs: Tensor, network: Callable[..., Tensor], *args, q: Tensor | None = None, **kwargs) -> Tensor:
+    def __call__(
+        self, inputs: Tensor, network: Callable[..., Tensor], *args, q: Tensor | None = None, **kwargs
+    ) -> Tensor:
         """
         Parameters
         ----------
@@ -46,7 +48,9 @@ class QSlidingWindowInferer(SlidingWindowInferer):
             scan = [s[0].start for s in slices]
             if len(set(scan)) == 1:
                 return network(windows, q[scan], *args, **kwargs)
-            return torch.cat([network(w[None], q[i : i + 1], *args, **kwargs) for w, i in zip(windows, scan, strict=True)])
+            return torch.cat(
+                [network(w[None], q[i : i + 1], *args, **kwargs) for w, i in zip(windows, scan, strict=True)]
+            )
 
         with_coord, self.with_coord = self.with_coord, True
         try:
@@ -56,7 +60,9 @@ class QSlidingWindowInferer(SlidingWindowInferer):
 
     def _q_of(self, inputs: Tensor) -> Tensor:
         if not isinstance(inputs, MetaTensor) or "q_world" not in inputs.meta:
-            raise ValueError("the network needs q-vectors: pass q, or an image whose meta holds q_world (LoadGradientsd)")
+            raise ValueError(
+                "the network needs q-vectors: pass q, or an image whose meta holds q_world (LoadGradientsd)"
+            )
         world = torch.as_tensor(inputs.meta["q_world"])
         world = world.expand(len(inputs), -1, -1) if world.ndim == 2 else world
         affine = inputs.affine.expand(len(inputs), -1, -1) if inputs.affine.ndim == 2 else inputs.affine

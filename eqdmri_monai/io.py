@@ -21,7 +21,9 @@ PATH_KEYS = ("image", "bval", "bvec", "mrtrix", "brain_mask", "label")
 MAX_FORM_ANGLE = 1.0  # degrees between the axes of sform and qform
 
 
-def read_fsl(bval: str | Path, bvec: str | Path, affine: np.ndarray, *, volumes: int | None = None) -> GradientTable:
+def read_fsl(
+    bval: str | Path, bvec: str | Path, affine: np.ndarray, *, volumes: int | None = None
+) -> GradientTable:
     """Read FSL ``bval`` and ``bvec`` files into a table in the world frame.
 
     Numbers may be parted by blanks, tabs or commas, with any line ends; directions may be rows or columns.
@@ -49,7 +51,9 @@ def read_fsl(bval: str | Path, bvec: str | Path, affine: np.ndarray, *, volumes:
     if rows.shape[0] == 3 and rows.shape[1] != 3:
         rows = rows.T
     if rows.shape[1] != 3:
-        raise ValueError(f"{bvec}: {rows.shape[0]} x {rows.shape[1]} numbers; directions must be 3 rows or 3 columns")
+        raise ValueError(
+            f"{bvec}: {rows.shape[0]} x {rows.shape[1]} numbers; directions must be 3 rows or 3 columns"
+        )
     if len(rows) != len(values):
         raise ValueError(
             f"{bvec}: {len(rows)} directions but {bval} has {len(values)} b-values; they belong to different scans"
@@ -230,11 +234,16 @@ def check_nifti(path: str | Path, *, ndim: int) -> tuple[tuple[int, ...], np.nda
     if len(shape) != ndim:
         kind = "a diffusion scan has 4 (x, y, z, volume)" if ndim == 4 else "a mask has 3"
         raise ValueError(f"{path}: {len(shape)} axes {shape}; {kind}")
-    _check_length(path, int(np.prod(image.shape)) * header.get_data_dtype().itemsize + int(header["vox_offset"]))
+    _check_length(
+        path, int(np.prod(image.shape)) * header.get_data_dtype().itemsize + int(header["vox_offset"])
+    )
     try:
         axes = voxel_axes(torch.as_tensor(image.affine))
         if s_code > 0 and q_code > 0:
-            cosine = (torch.trace(voxel_axes(torch.as_tensor(sform)).T @ voxel_axes(torch.as_tensor(qform))).item() - 1) / 2
+            cosine = (
+                torch.trace(voxel_axes(torch.as_tensor(sform)).T @ voxel_axes(torch.as_tensor(qform))).item()
+                - 1
+            ) / 2
             angle = float(np.degrees(np.arccos(np.clip(cosine, -1, 1))))
             if angle > MAX_FORM_ANGLE:
                 raise ValueError(
@@ -254,7 +263,9 @@ def _check_length(path: Path, expected: int) -> None:
             while block := stream.read(1 << 22):
                 length += len(block)
     except (EOFError, OSError, zlib.error):
-        raise ValueError(f"{path}: the file is cut short or damaged after {length} bytes; copy it again") from None
+        raise ValueError(
+            f"{path}: the file is cut short or damaged after {length} bytes; copy it again"
+        ) from None
     if length < expected:
         raise ValueError(f"{path}: {length} bytes of {expected}; the file is cut short, copy it again")
 
@@ -287,7 +298,9 @@ def scan_list(
         When neither or both of `dwi` and `datalist` are given, or the JSON file has not this form.
     """
     if (dwi is None) == (datalist is None):
-        raise ValueError("name either one scan (--dwi scan.nii.gz) or a list of scans (--datalist scans.json)")
+        raise ValueError(
+            "name either one scan (--dwi scan.nii.gz) or a list of scans (--datalist scans.json)"
+        )
     if dwi is not None:
         scans, folder = [{"image": dwi, **{k: v for k, v in files.items() if v}}], Path.cwd()
     else:
@@ -297,7 +310,9 @@ def scan_list(
         try:
             scans = json.loads(path.read_text())[section]
         except (ValueError, KeyError, TypeError) as e:
-            raise ValueError(f'{path}: no list "{section}" in this JSON file ({type(e).__name__}: {e})') from None
+            raise ValueError(
+                f'{path}: no list "{section}" in this JSON file ({type(e).__name__}: {e})'
+            ) from None
         folder = path.parent
     resolved = []
     for scan in scans:
@@ -308,7 +323,9 @@ def scan_list(
         scan = {key: str((folder / value).absolute()) for key, value in scan.items()}
         for key, value in scan.items():
             if not Path(value).is_file():
-                raise FileNotFoundError(f"{value}: no such file ({key} of a scan in {datalist or 'the command line'})")
+                raise FileNotFoundError(
+                    f"{value}: no such file ({key} of a scan in {datalist or 'the command line'})"
+                )
         resolved.append(scan)
     if not resolved:
         raise ValueError(f'{datalist}: the list "{section}" is empty')
@@ -330,7 +347,9 @@ def output_folder(path: str | Path) -> str:
             part.touch()
         (path / ".writable").unlink()
     except OSError as e:
-        raise ValueError(f"{path}: cannot write results there ({e.strerror}); choose another output folder") from None
+        raise ValueError(
+            f"{path}: cannot write results there ({e.strerror}); choose another output folder"
+        ) from None
     return str(path)
 
 
@@ -366,7 +385,9 @@ class WholeNibabelWriter(NibabelWriter):
             super().write(part, verbose=verbose, **kwargs)
 
 
-def same_grid(shape: Sequence[int], affine: np.ndarray, other: Sequence[int], other_affine: np.ndarray) -> bool:
+def same_grid(
+    shape: Sequence[int], affine: np.ndarray, other: Sequence[int], other_affine: np.ndarray
+) -> bool:
     """Whether two images have the same voxels: equal shapes, and affines within 1 % of a voxel at every corner."""
     if tuple(shape) != tuple(other):
         return False

@@ -47,5 +47,7 @@ class MaskedBCELoss(nn.Module):
             )
         label, mask = target[:, :-1], target[:, -1:]
         weight = mask * torch.where(label > 0.5, self.positive_weight, 1.0)
-        loss = nn.functional.binary_cross_entropy_with_logits(logits.float(), label.float(), weight.float(), reduction="sum")
+        loss = nn.functional.binary_cross_entropy_with_logits(
+            logits.float(), label.float(), weight.float(), reduction="sum"
+        )
         return loss / (mask.sum() * logits.shape[1]).clamp(min=1)

@@ -2,6 +2,7 @@
 
 The gradient table travels as ``image.meta["q_world"]``: q-vectors (Q, 3) in the world frame, which no flip, crop or
 rotation of the voxel grid changes. The last transform writes ``q``, along the axes of the array as it is then.
+``image.meta["q_file"]`` keeps those of all volumes of the file, when some were averaged or left out since.
 """
 
 from collections.abc import Hashable, Mapping, Sequence
@@ -37,7 +38,9 @@ def q_world(image: MetaTensor) -> torch.Tensor:
         raise ValueError(f"{file_of(image)}: no gradient table; use LoadGradientsd after LoadImaged")
     q = torch.as_tensor(np.asarray(q), dtype=torch.float64)
     if len(q) != image.shape[0]:
-        raise ValueError(f"{file_of(image)}: {len(q)} q-vectors for {image.shape[0]} volumes; was a volume dropped by hand?")
+        raise ValueError(
+            f"{file_of(image)}: {len(q)} q-vectors for {image.shape[0]} volumes; was a volume dropped by hand?"
+        )
     return q
 
 
@@ -104,6 +107,7 @@ class LoadGradientsd(MapTransform):
                 table = read_table(scan, np.asarray(image.meta["original_affine"]), volumes=image.shape[0])
                 image.meta["q_world"] = table.q.numpy()
             q_world(image)
+            image.meta["q_file"] = image.meta["q_world"]
         return d
 
 
@@ -130,7 +134,9 @@ class AverageB0d(MapTransform):
             if not b0.any():
                 raise ValueError(f"{file_of(image)}: no volume with b <= 50 s/mm²; at least one b0 is needed")
             d[key] = with_volumes(
-                image, torch.cat([image[b0].mean(0, keepdim=True), image[~b0]]), torch.cat([q[:1] * 0, q[~b0]])
+                image,
+                torch.cat([image[b0].mean(0, keepdim=True), image[~b0]]),
+                torch.cat([q[:1] * 0, q[~b0]]),
             )
         return d
 
@@ -161,7 +167,9 @@ class BrainMaskd(MapTransform):
         When the mask is empty.
     """
 
-    def __init__(self, keys: KeysCollection, mask_key: str = "brain_mask", *, median_radius: int = 4, numpass: int = 4):
+    def __init__(
+        self, keys: KeysCollection, mask_key: str = "brain_mask", *, median_radius: int = 2, numpass: int = 2
+    ):
         super().__init__(keys)
         self.mask_key, self.median_radius, self.numpass = mask_key, median_radius, numpass
 
@@ -171,8 +179,12 @@ class BrainMaskd(MapTransform):
         image = d[self.keys[0]]
         if d.get(self.mask_key) is None:
             b0 = image[0].numpy().astype(np.float32)
-            _, mask = median_otsu(b0, median_radius=self.median_radius, numpass=self.numpass)
-            d[self.mask_key] = with_volumes(image, torch.from_numpy(mask[None].astype(np.float32)), torch.zeros(1, 3))
+            _, mask = median_otsu(
+                b0, median_radius=self.median_radius, numpass=self.numpass, finalize_mask=True
+            )
+            d[self.mask_key] = with_volumes(
+                image, torch.from_numpy(mask[None].astype(np.float32)), torch.zeros(1, 3)
+            )
         mask = d[self.mask_key]
         if mask.shape[1:] != image.shape[1:]:
             raise ValueError(

@@ -100,5 +100,12 @@ def angular_tensor(basis: FilterBasis, l_out: int, l_in: int, offset: Tensor, lm
 def max_lq(bases: list[FilterBasis], irreps_in: o3.Irreps, irreps_out: o3.Irreps) -> int:
     """Largest l_q that a list of bases needs between two types of feature map."""
     return max(
-        (l_q for basis in bases for a in irreps_out.ls for b in irreps_in.ls for _, _, l_q in basis.paths(a, b)), default=0
+        (
+            l_q
+            for basis in bases
+            for a in irreps_out.ls
+            for b in irreps_in.ls
+            for _, _, l_q in basis.paths(a, b)
+        ),
+        default=0,
     )

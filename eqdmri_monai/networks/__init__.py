@@ -2,5 +2,6 @@
 
 from eqdmri_monai.networks.plain_cnn import PlainCNN
 from eqdmri_monai.networks.pq_net import PQNet
+from eqdmri_monai.networks.weights import load_weights
 
-__all__ = ["PQNet", "PlainCNN"]
+__all__ = ["PQNet", "PlainCNN", "load_weights"]

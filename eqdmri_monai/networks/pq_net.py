@@ -67,13 +67,18 @@ class PQNet(nn.Module):
         q_max: float = 1.75,
         antipodal: bool = True,
         q: Sequence[Sequence[float]] | Tensor | None = None,
-        chunk: int = 8,
+        chunk: int = 4,
         recompute: bool = False,
     ):
         super().__init__()
         self.chunk, self.recompute = chunk, recompute
         self.q = None if q is None else torch.as_tensor(q, dtype=torch.get_default_dtype())
-        p_options = {"kernel_size": kernel_size, "spacing": spacing, "radial": radial_p, "num_radial": num_radial_p}
+        p_options = {
+            "kernel_size": kernel_size,
+            "spacing": spacing,
+            "radial": radial_p,
+            "num_radial": num_radial_p,
+        }
         self.pq_convs, self.pq_gates = nn.ModuleList(), nn.ModuleList()
         irreps = o3.Irreps("0e")
         for irreps_hidden in irreps_pq:
@@ -126,7 +131,9 @@ class PQNet(nn.Module):
 
         def pooled(index: Tensor) -> Tensor:
             maps = conv.convolve(prepared, index)
-            return sum(torch.einsum("iq,biqxyz->bixyz", coefficients[:, index] / len(maps), gate(y)) for y in maps)
+            return sum(
+                torch.einsum("iq,biqxyz->bixyz", coefficients[:, index] / len(maps), gate(y)) for y in maps
+            )
 
         total = 0.0
         for index in prepared.mixing.chunks(self.chunk):
@@ -145,7 +152,9 @@ class PQNet(nn.Module):
             q = self.q
         if q.ndim == 3:
             if not torch.equal(q, q[:1].expand_as(q)):
-                raise ValueError("all items of a batch must have the same q-vectors; batch crops of one scan only")
+                raise ValueError(
+                    "all items of a batch must have the same q-vectors; batch crops of one scan only"
+                )
             q = q[0]
         if q.shape != (image.shape[1], 3):
             raise ValueError(f"q has shape {tuple(q.shape)} but the image has {image.shape[1]} volumes")

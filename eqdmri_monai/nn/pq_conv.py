@@ -21,7 +21,7 @@ from eqdmri_monai.bases.filters import FilterBasis, max_lq, tp1
 from eqdmri_monai.gradients import QSampling
 from eqdmri_monai.nn.filter_weights import FilterWeights
 from eqdmri_monai.nn.linear import Linear
-from eqdmri_monai.nn.p_conv import check_irreps, kernel_lattice, spread_bias
+from eqdmri_monai.nn.p_conv import check_irreps, conv3d, kernel_lattice, spread_bias
 
 # White noise keeps its variance at this number of directions; the mean over a shell is scaled by its square root.
 REFERENCE_DIRECTIONS = 30
@@ -143,7 +143,10 @@ class PQConv(nn.Module):
         antipodal: bool = True,
     ):
         super().__init__()
-        self.irreps_in, self.irreps_out = check_irreps(irreps_in, "irreps_in"), check_irreps(irreps_out, "irreps_out")
+        self.irreps_in, self.irreps_out = (
+            check_irreps(irreps_in, "irreps_in"),
+            check_irreps(irreps_out, "irreps_out"),
+        )
         if not bases:
             raise ValueError("bases must name at least one filter basis, got an empty list")
         self.kernel_size, self.antipodal = kernel_size, antipodal
@@ -184,7 +187,9 @@ class PQConv(nn.Module):
     def grid_kernel(self, mixing: QMixing) -> Tensor:
         """Return the p-kernels between shells, shape (S_out, S_in, dim_out, dim_in, (lmax_q + 1)², X, Y, Z)."""
         with torch.autocast(self.lattice.device.type, enabled=False):  # bf16 would lose the kernels' symmetry
-            filters = self._filters(self.lattice, mixing.sampling_out.length, mixing.sampling_in.length, on_lattice=True)
+            filters = self._filters(
+                self.lattice, mixing.sampling_out.length, mixing.sampling_in.length, on_lattice=True
+            )
         return filters.unflatten(-1, 3 * (self.kernel_size,))
 
     def mixing(self, q_in: Tensor, q_out: Tensor | None = None) -> QMixing:
@@ -193,7 +198,9 @@ class PQConv(nn.Module):
         sampling_out = sampling_in if q_out is None else QSampling.of(q_out.to(self.lattice))
         difference, total = (sampling_out.q[:, None] + sign * sampling_in.q for sign in (-1, 1))
         weight = sampling_in.weights()
-        weight = torch.where(sampling_in.length[sampling_in.shell] > 0, weight * REFERENCE_DIRECTIONS**0.5, weight)
+        weight = torch.where(
+            sampling_in.length[sampling_in.shell] > 0, weight * REFERENCE_DIRECTIONS**0.5, weight
+        )
         same, mirrored = ((d.norm(dim=-1) < ZERO_OFFSET).to(weight) for d in (difference, total))
         if q_out is None:  # a direction that was measured twice is two points
             same = opposite = torch.eye(len(weight)).to(weight)
@@ -240,7 +247,9 @@ class PQConv(nn.Module):
         mixing = self.mixing(q_in, q_out)
         fields = self.split(x, len(q_in))
         kernels = self.grid_kernel(mixing)
-        return Prepared(fields, mixing, kernels, [self._shared(fields[0], mixing, kernel) for kernel in kernels])
+        return Prepared(
+            fields, mixing, kernels, [self._shared(fields[0], mixing, kernel) for kernel in kernels]
+        )
 
     def split(self, x: Tensor, count: int) -> tuple[Tensor, ...]:
         """Return a map's parts that are even and odd in q (only the even one where it is given at +q alone).
@@ -275,9 +284,13 @@ class PQConv(nn.Module):
         """
         x, mixing = prepared.fields[0], prepared.mixing
         if not self.antipodal:
-            return (self._part(prepared, index, x, [(x, mixing.minus, range(1, self.lmax_q + 1))], even=True),)
+            return (
+                self._part(prepared, index, x, [(x, mixing.minus, range(1, self.lmax_q + 1))], even=True),
+            )
         even_l, odd_l = range(2, self.lmax_q + 1, 2), range(1, self.lmax_q + 1, 2)
-        for_even = 0.5 * (mixing.minus + mixing.plus)  # meets the even part of the map; parity (-1)^l in q_out
+        for_even = 0.5 * (
+            mixing.minus + mixing.plus
+        )  # meets the even part of the map; parity (-1)^l in q_out
         even, odd, odd_x = [(x, for_even, even_l)], [(x, for_even, odd_l)], None
         if len(prepared.fields) == 2:
             odd_x, for_odd = prepared.fields[1], 0.5 * (mixing.minus - mixing.plus)  # parity -(-1)^l
@@ -289,18 +302,21 @@ class PQConv(nn.Module):
 
     def _shared(self, x: Tensor, mixing: QMixing, kernel: Tensor) -> Tensor:
         """Convolve what all q_out of a shell have in common; see `Prepared`."""
-        onehot = nn.functional.one_hot(mixing.sampling_in.shell, len(mixing.sampling_in.length)).to(mixing.weight)
+        onehot = nn.functional.one_hot(mixing.sampling_in.shell, len(mixing.sampling_in.length)).to(
+            mixing.weight
+        )
         means = torch.einsum("rt,birxyz->bitxyz", mixing.weight[:, None] * onehot, x)
-        pad = self.kernel_size // 2
         weight = kernel[:, :, :, 0].permute(1, 2, 0, 3, 4, 5).flatten(1, 2)
-        out = [nn.functional.conv3d(means.flatten(1, 2), weight, padding=pad)[:, None]]
+        out = [conv3d(means.flatten(1, 2), weight)[:, None]]
         if self.lmax_q and mixing.first == 1:
             weight = kernel[0, :, :, 1:].permute(2, 0, 1, 3, 4, 5).flatten(0, 1)
-            b0 = nn.functional.conv3d(means[:, :, 0], weight, padding=pad)
+            b0 = conv3d(means[:, :, 0], weight)
             out.append(b0.unflatten(1, (-1, self.irreps_out.dim)))
         return torch.cat(out, dim=1)
 
-    def _part(self, prepared: "Prepared", index: Tensor, own: Tensor | None, terms: list, *, even: bool) -> Tensor | None:
+    def _part(
+        self, prepared: "Prepared", index: Tensor, own: Tensor | None, terms: list, *, even: bool
+    ) -> Tensor | None:
         """Sum the part of the output that is even or odd in q (all of it where the set is not closed).
 
         `terms` lists (map, harmonics, which l_q), the map that is even in q first; `own` meets the self-connection.
@@ -319,9 +335,7 @@ class PQConv(nn.Module):
         parts = []
         bias = self.scalar_bias() if even else None
         if maps:
-            y = nn.functional.conv3d(
-                torch.cat(maps, 2).flatten(0, 1), torch.cat(weights, 1), bias, padding=self.kernel_size // 2
-            )
+            y = conv3d(torch.cat(maps, 2).flatten(0, 1), torch.cat(weights, 1), bias)
             parts.append(y.unflatten(0, (-1, n)).transpose(1, 2))
         elif even:
             parts.append(bias[:, None, None, None, None])

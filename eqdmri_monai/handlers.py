@@ -1,0 +1,60 @@
+"""Ignite handlers for training runs that can be stopped and resumed."""
+
+from ignite.engine import Engine, Events
+from ignite.handlers import ProgressBar
+from monai.utils import set_determinism
+
+
+class SeedEpochs:
+    """Seed everything random at the start of each epoch by ``seed + epoch``.
+
+    An epoch then sees the same crops in the same order whether or not the run was stopped before it.
+
+    Parameters
+    ----------
+    seed : int
+    """
+
+    def __init__(self, seed: int):
+        self.seed = seed
+
+    def attach(self, engine: Engine) -> None:
+        """Register with a trainer, before every handler that draws random numbers."""
+        engine.add_event_handler(Events.EPOCH_STARTED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """Seed torch, numpy, random and the random transforms of the data set."""
+        seed = self.seed + engine.state.epoch
+        set_determinism(seed=seed)
+        engine.data_loader.dataset.transform.set_random_state(seed=seed)
+
+
+class LossProgressBar:
+    """Show a trainer's progress and its loss."""
+
+    def attach(self, engine: Engine) -> None:
+        """Register with a MONAI trainer."""
+        ProgressBar(desc="epoch").attach(engine, output_transform=lambda output: {"loss": output[0]["loss"]})
+
+
+class PrintMetrics:
+    """Print a line with all metrics when an evaluation ends.
+
+    Parameters
+    ----------
+    prefix : str
+        First word of the line; "epoch" is followed by its number.
+    """
+
+    def __init__(self, prefix: str):
+        self.prefix = prefix
+
+    def attach(self, engine: Engine) -> None:
+        """Register with an evaluator."""
+        engine.add_event_handler(Events.COMPLETED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """Print "prefix: name value, name value"."""
+        values = ", ".join(f"{name} {float(value):.4f}" for name, value in engine.state.metrics.items())
+        number = f" {engine.state.epoch}" if self.prefix == "epoch" else ""
+        print(f"\n{self.prefix}{number}: {values}", flush=True)
