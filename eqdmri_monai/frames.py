@@ -34,14 +34,8 @@ def voxel_axes(affine: Tensor) -> Tensor:
     """
     columns = torch.as_tensor(affine, dtype=torch.float64)[:3, :3]
     sizes = columns.norm(dim=0)
-    if (
-        not torch.isfinite(columns).all()
-        or sizes.min() <= 0
-        or torch.linalg.det(columns / sizes).abs() < MAX_SKEW
-    ):
-        raise ValueError(
-            f"affine is singular or not finite: {columns.tolist()}; repair the header of the scan first"
-        )
+    if not torch.isfinite(columns).all() or sizes.min() <= 0 or torch.linalg.det(columns / sizes).abs() < MAX_SKEW:
+        raise ValueError(f"affine is singular or not finite: {columns.tolist()}; repair the header of the scan first")
     unit = columns / sizes
     skew = (unit.T @ unit - torch.eye(3, dtype=torch.float64)).abs().max().item()
     if skew > MAX_SKEW:

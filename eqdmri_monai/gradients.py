@@ -1,7 +1,7 @@
 """Gradient tables: b-values in s/mm², unit directions in the world frame, and the q-vectors made of them.
 
-Rows are volumes. A direction at b <= 50 has no meaning and is zero. ``q = sqrt(b / 1000 s/mm²) · direction`` is absolute,
-so that q-vectors of different scans compare. A shell is a group of volumes with about the same b-value.
+Rows are volumes. A direction at b <= 50 has no meaning and is zero. ``q = sqrt(b / 1000 s/mm²) · direction`` is
+absolute, so that q-vectors of different scans compare. A shell is a group of volumes with about the same b-value.
 """
 
 import warnings
@@ -121,7 +121,7 @@ class QSampling:
 
     @classmethod
     def of(cls, q: Tensor) -> "QSampling":
-        """Group q-vectors, shape (Q, 3), into shells and round their lengths; rounding noise in b then changes nothing."""
+        """Group q-vectors (Q, 3) into shells and even out their lengths: noise in b then changes nothing."""
         lengths = q.detach().to("cpu", torch.float64).norm(dim=-1)
         shell = shells(B_UNIT * lengths**2)
         mean = torch.stack([lengths[shell == s].mean() for s in range(int(shell.max()) + 1)])
@@ -130,7 +130,7 @@ class QSampling:
         return cls(q * scale.to(q)[:, None], shell.to(q.device), mean.to(q))
 
     def weights(self) -> Tensor:
-        """Quadrature weights, shape (Q,): each shell is averaged, then the shells of b > 50; b0 counts as one more value.
+        """Quadrature weights, shape (Q,): a mean over each shell, then over the shells of b > 50; b0 is one value more.
 
         A sum over q with these weights does not depend on how many directions a scan has.
         """
@@ -140,9 +140,7 @@ class QSampling:
         return (share / count)[self.shell]
 
 
-def check_table(
-    bvals: Tensor, bvecs: Tensor, *, volumes: int | None = None, name: str = "gradient table"
-) -> Tensor:
+def check_table(bvals: Tensor, bvecs: Tensor, *, volumes: int | None = None, name: str = "gradient table") -> Tensor:
     """Refuse a gradient table that cannot be right and warn about one that may be wrong.
 
     Parameters
@@ -174,23 +172,18 @@ def check_table(
     """
     if bvecs.ndim != 2 or bvecs.shape[1] != 3 or len(bvals) != len(bvecs):
         raise ValueError(
-            f"{name}: {len(bvals)} b-values but directions of shape {tuple(bvecs.shape)}; the two files belong to different scans"
+            f"{name}: {len(bvals)} b-values but directions of shape {tuple(bvecs.shape)}; the two files belong "
+            f"to different scans"
         )
     if volumes is not None and len(bvals) != volumes:
-        raise ValueError(
-            f"{name}: {len(bvals)} entries for a scan of {volumes} volumes; give the table of this scan"
-        )
+        raise ValueError(f"{name}: {len(bvals)} entries for a scan of {volumes} volumes; give the table of this scan")
     if not torch.isfinite(bvals).all():
-        raise ValueError(
-            f"{name}: b-value of volume {_first(~bvals.isfinite())} is not a number; correct the file"
-        )
+        raise ValueError(f"{name}: b-value of volume {_first(~bvals.isfinite())} is not a number; correct the file")
     if bvals.min() < 0:
         raise ValueError(f"{name}: b-value of volume {_first(bvals < 0)} is negative; correct the file")
     if bvals.max() <= B0_THRESHOLD:
         hint = " (they may be in ms/µm²: multiply by 1000)" if bvals.max() > 0.3 else ""
-        raise ValueError(
-            f"{name}: all b-values are {B0_THRESHOLD:g} s/mm² or less{hint}; this is no diffusion scan"
-        )
+        raise ValueError(f"{name}: all b-values are {B0_THRESHOLD:g} s/mm² or less{hint}; this is no diffusion scan")
     weighted = bvals > B0_THRESHOLD
     if weighted.all():
         raise ValueError(f"{name}: no volume has b <= {B0_THRESHOLD:g} s/mm²; at least one b0 is needed")
@@ -202,7 +195,8 @@ def check_table(
     if bad.any():
         i = _first(bad)
         raise ValueError(
-            f"{name}: direction of volume {i} has length {norm[i]:.4g}, not 1 (b = {bvals[i]:g} s/mm²); correct the file"
+            f"{name}: direction of volume {i} has length {norm[i]:.4g}, not 1 (b = {bvals[i]:g} s/mm²); correct "
+            f"the file"
         )
     if (~weighted & (norm > 0)).any():
         i = _first(~weighted & (norm > 0))
@@ -225,7 +219,8 @@ def _check_directions(unit: Tensor, shell: Tensor, volume: Tensor, name: str) ->
     if len(repeated):
         i, j = volume[repeated[0]].tolist()
         warnings.warn(
-            f"{name}: volumes {j} and {i} have the same direction on one shell ({len(repeated)} such pairs); each counts in full",
+            f"{name}: volumes {j} and {i} have the same direction on one shell ({len(repeated)} such pairs); "
+            f"each counts in full",
             stacklevel=3,
         )
 

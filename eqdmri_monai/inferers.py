@@ -13,8 +13,8 @@ from eqdmri_monai.frames import world_to_voxel
 class QSlidingWindowInferer(SlidingWindowInferer):
     """MONAI's `SlidingWindowInferer`, handing each window the q-vectors of its own scan.
 
-    An explicit q wins; else q is made of ``inputs.meta["q_world"]`` and the current affine. Constructor arguments are those
-    of `SlidingWindowInferer`.
+    An explicit q wins; else q is made of ``inputs.meta["q_world"]`` and the current affine. Constructor arguments are
+    those of `SlidingWindowInferer`.
     """
 
     def __call__(

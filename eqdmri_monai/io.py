@@ -1,4 +1,4 @@
-"""Files: gradient tables (FSL, MRtrix), NIfTI headers, lists of scans; everything written appears whole or not at all."""
+"""Files: gradient tables (FSL, MRtrix), NIfTI headers, lists of scans. What is written appears whole or not at all."""
 
 import gzip
 import json
@@ -21,9 +21,7 @@ PATH_KEYS = ("image", "bval", "bvec", "mrtrix", "brain_mask", "label")
 MAX_FORM_ANGLE = 1.0  # degrees between the axes of sform and qform
 
 
-def read_fsl(
-    bval: str | Path, bvec: str | Path, affine: np.ndarray, *, volumes: int | None = None
-) -> GradientTable:
+def read_fsl(bval: str | Path, bvec: str | Path, affine: np.ndarray, *, volumes: int | None = None) -> GradientTable:
     """Read FSL ``bval`` and ``bvec`` files into a table in the world frame.
 
     Numbers may be parted by blanks, tabs or commas, with any line ends; directions may be rows or columns.
@@ -51,9 +49,7 @@ def read_fsl(
     if rows.shape[0] == 3 and rows.shape[1] != 3:
         rows = rows.T
     if rows.shape[1] != 3:
-        raise ValueError(
-            f"{bvec}: {rows.shape[0]} x {rows.shape[1]} numbers; directions must be 3 rows or 3 columns"
-        )
+        raise ValueError(f"{bvec}: {rows.shape[0]} x {rows.shape[1]} numbers; directions must be 3 rows or 3 columns")
     if len(rows) != len(values):
         raise ValueError(
             f"{bvec}: {len(rows)} directions but {bval} has {len(values)} b-values; they belong to different scans"
@@ -206,8 +202,8 @@ def check_nifti(path: str | Path, *, ndim: int) -> tuple[tuple[int, ...], np.nda
     FileNotFoundError
         When there is no such file.
     ValueError
-        When the file is no NIfTI or is cut short, has another number of axes, a sheared or singular affine, or an sform and
-        a qform that turn the voxel axes differently.
+        When the file is no NIfTI or is cut short, has another number of axes, a sheared or singular affine, or an
+        sform and a qform that turn the voxel axes differently.
     """
     path = Path(path)
     if not path.is_file():
@@ -234,15 +230,12 @@ def check_nifti(path: str | Path, *, ndim: int) -> tuple[tuple[int, ...], np.nda
     if len(shape) != ndim:
         kind = "a diffusion scan has 4 (x, y, z, volume)" if ndim == 4 else "a mask has 3"
         raise ValueError(f"{path}: {len(shape)} axes {shape}; {kind}")
-    _check_length(
-        path, int(np.prod(image.shape)) * header.get_data_dtype().itemsize + int(header["vox_offset"])
-    )
+    _check_length(path, int(np.prod(image.shape)) * header.get_data_dtype().itemsize + int(header["vox_offset"]))
     try:
         axes = voxel_axes(torch.as_tensor(image.affine))
         if s_code > 0 and q_code > 0:
             cosine = (
-                torch.trace(voxel_axes(torch.as_tensor(sform)).T @ voxel_axes(torch.as_tensor(qform))).item()
-                - 1
+                torch.trace(voxel_axes(torch.as_tensor(sform)).T @ voxel_axes(torch.as_tensor(qform))).item() - 1
             ) / 2
             angle = float(np.degrees(np.arccos(np.clip(cosine, -1, 1))))
             if angle > MAX_FORM_ANGLE:
@@ -263,9 +256,7 @@ def _check_length(path: Path, expected: int) -> None:
             while block := stream.read(1 << 22):
                 length += len(block)
     except (EOFError, OSError, zlib.error):
-        raise ValueError(
-            f"{path}: the file is cut short or damaged after {length} bytes; copy it again"
-        ) from None
+        raise ValueError(f"{path}: the file is cut short or damaged after {length} bytes; copy it again") from None
     if length < expected:
         raise ValueError(f"{path}: {length} bytes of {expected}; the file is cut short, copy it again")
 
@@ -280,8 +271,8 @@ def scan_list(
     dwi : path
         One scan; `files` may name its bval, bvec, mrtrix, brain_mask and label.
     datalist : path
-        ``{"training": [{"image": …, "label": …}], "validation": […], "testing": […]}``, where each scan may also name bval,
-        bvec, mrtrix and brain_mask. Paths are relative to the JSON file.
+        ``{"training": [{"image": …, "label": …}], "validation": […], "testing": […]}``, where each scan may also name
+        bval, bvec, mrtrix and brain_mask. Paths are relative to the JSON file.
     section : str
         Which list to take.
 
@@ -298,9 +289,7 @@ def scan_list(
         When neither or both of `dwi` and `datalist` are given, or the JSON file has not this form.
     """
     if (dwi is None) == (datalist is None):
-        raise ValueError(
-            "name either one scan (--dwi scan.nii.gz) or a list of scans (--datalist scans.json)"
-        )
+        raise ValueError("name either one scan (--dwi scan.nii.gz) or a list of scans (--datalist scans.json)")
     if dwi is not None:
         scans, folder = [{"image": dwi, **{k: v for k, v in files.items() if v}}], Path.cwd()
     else:
@@ -310,9 +299,7 @@ def scan_list(
         try:
             scans = json.loads(path.read_text())[section]
         except (ValueError, KeyError, TypeError) as e:
-            raise ValueError(
-                f'{path}: no list "{section}" in this JSON file ({type(e).__name__}: {e})'
-            ) from None
+            raise ValueError(f'{path}: no list "{section}" in this JSON file ({type(e).__name__}: {e})') from None
         folder = path.parent
     resolved = []
     for scan in scans:
@@ -323,9 +310,7 @@ def scan_list(
         scan = {key: str((folder / value).absolute()) for key, value in scan.items()}
         for key, value in scan.items():
             if not Path(value).is_file():
-                raise FileNotFoundError(
-                    f"{value}: no such file ({key} of a scan in {datalist or 'the command line'})"
-                )
+                raise FileNotFoundError(f"{value}: no such file ({key} of a scan in {datalist or 'the command line'})")
         resolved.append(scan)
     if not resolved:
         raise ValueError(f'{datalist}: the list "{section}" is empty')
@@ -347,9 +332,7 @@ def output_folder(path: str | Path) -> str:
             part.touch()
         (path / ".writable").unlink()
     except OSError as e:
-        raise ValueError(
-            f"{path}: cannot write results there ({e.strerror}); choose another output folder"
-        ) from None
+        raise ValueError(f"{path}: cannot write results there ({e.strerror}); choose another output folder") from None
     return str(path)
 
 
@@ -385,9 +368,7 @@ class WholeNibabelWriter(NibabelWriter):
             super().write(part, verbose=verbose, **kwargs)
 
 
-def same_grid(
-    shape: Sequence[int], affine: np.ndarray, other: Sequence[int], other_affine: np.ndarray
-) -> bool:
+def same_grid(shape: Sequence[int], affine: np.ndarray, other: Sequence[int], other_affine: np.ndarray) -> bool:
     """Whether two images have the same voxels: equal shapes, and affines within 1 % of a voxel at every corner."""
     if tuple(shape) != tuple(other):
         return False

@@ -5,10 +5,10 @@ from torch import Tensor, nn
 
 
 class MaskedBCELoss(nn.Module):
-    r"""Binary cross-entropy :math:`-\frac{1}{\sum m} \sum m \, (w \, t \log p + (1 - t) \log (1 - p))` inside the brain.
+    r"""Binary cross-entropy :math:`-\frac{1}{\sum m} \sum m \, (w \, t \log p + (1 - t) \log (1 - p))` in the brain.
 
-    MONAI's `MaskedLoss` multiplies logits by the mask, which counts every voxel outside as log 2; this one leaves them out.
-    The mask comes as the last channel of the target, because MONAI's trainer passes a loss two arguments.
+    MONAI's `MaskedLoss` multiplies logits by the mask, which counts every voxel outside as log 2; this one leaves them
+    out. The mask comes as the last channel of the target, because MONAI's trainer passes a loss two arguments.
 
     Parameters
     ----------
@@ -43,7 +43,8 @@ class MaskedBCELoss(nn.Module):
         """
         if target.shape[1] != logits.shape[1] + 1 or target.shape[2:] != logits.shape[2:]:
             raise ValueError(
-                f"logits {tuple(logits.shape)} need a target of {logits.shape[1]} labels and a mask, got {tuple(target.shape)}"
+                f"logits {tuple(logits.shape)} need a target of {logits.shape[1]} labels and a mask, got "
+                f"{tuple(target.shape)}"
             )
         label, mask = target[:, :-1], target[:, -1:]
         weight = mask * torch.where(label > 0.5, self.positive_weight, 1.0)

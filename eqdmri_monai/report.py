@@ -147,9 +147,7 @@ class SaveReportd(MapTransform):
         What was counted as lesion.
     """
 
-    def __init__(
-        self, keys: KeysCollection, *, output_dir: str, data_root_dir: str, weights: str, threshold: float
-    ):
+    def __init__(self, keys: KeysCollection, *, output_dir: str, data_root_dir: str, weights: str, threshold: float):
         super().__init__(keys)
         self.output_dir, self.data_root_dir = output_dir, data_root_dir
         self.weights, self.threshold = weights, threshold

@@ -69,7 +69,8 @@ class CheckScand(MapTransform):
                 grid = shape[:3], affine, data[key]
             elif grid and not same_grid(shape, affine, *grid[:2]):
                 raise ValueError(
-                    f"{data[key]}: another grid than {grid[2]} (shape {shape} against {grid[0]}); resample it to the scan"
+                    f"{data[key]}: another grid than {grid[2]} (shape {shape} against {grid[0]}); resample it "
+                    f"to the scan"
                 )
         return dict(data)
 
@@ -77,8 +78,8 @@ class CheckScand(MapTransform):
 class LoadGradientsd(MapTransform):
     """Read the gradient table of a loaded scan into ``image.meta["q_world"]``.
 
-    The table is named by ``data["bval"]`` and ``data["bvec"]``, or ``data["mrtrix"]``, or lies next to the image. An image
-    that has ``meta["q_world"]`` already keeps it.
+    The table is named by ``data["bval"]`` and ``data["bvec"]``, or ``data["mrtrix"]``, or lies next to the image. An
+    image that has ``meta["q_world"]`` already keeps it.
 
     Parameters
     ----------
@@ -98,7 +99,8 @@ class LoadGradientsd(MapTransform):
             image = d[key]
             if not torch.isfinite(image).all():
                 raise ValueError(
-                    f"{file_of(image)}: {int((~torch.isfinite(image)).sum())} voxels are not finite; repair the scan first"
+                    f"{file_of(image)}: {int((~torch.isfinite(image)).sum())} voxels are not finite; repair the "
+                    f"scan first"
                 )
             if not image.any():
                 raise ValueError(f"{file_of(image)}: every voxel is 0; this is no scan")
@@ -167,9 +169,7 @@ class BrainMaskd(MapTransform):
         When the mask is empty.
     """
 
-    def __init__(
-        self, keys: KeysCollection, mask_key: str = "brain_mask", *, median_radius: int = 2, numpass: int = 2
-    ):
+    def __init__(self, keys: KeysCollection, mask_key: str = "brain_mask", *, median_radius: int = 2, numpass: int = 2):
         super().__init__(keys)
         self.mask_key, self.median_radius, self.numpass = mask_key, median_radius, numpass
 
@@ -179,12 +179,8 @@ class BrainMaskd(MapTransform):
         image = d[self.keys[0]]
         if d.get(self.mask_key) is None:
             b0 = image[0].numpy().astype(np.float32)
-            _, mask = median_otsu(
-                b0, median_radius=self.median_radius, numpass=self.numpass, finalize_mask=True
-            )
-            d[self.mask_key] = with_volumes(
-                image, torch.from_numpy(mask[None].astype(np.float32)), torch.zeros(1, 3)
-            )
+            _, mask = median_otsu(b0, median_radius=self.median_radius, numpass=self.numpass, finalize_mask=True)
+            d[self.mask_key] = with_volumes(image, torch.from_numpy(mask[None].astype(np.float32)), torch.zeros(1, 3))
         mask = d[self.mask_key]
         if mask.shape[1:] != image.shape[1:]:
             raise ValueError(
@@ -233,7 +229,8 @@ class NormalizeShellsd(MapTransform):
                 values = volumes[:, brain].double()
                 if values.std(correction=0) == 0:
                     raise ValueError(
-                        f"{file_of(image)}: the volumes of one shell are constant inside the brain; check the scan and its mask"
+                        f"{file_of(image)}: the volumes of one shell are constant inside the brain; check the "
+                        f"scan and its mask"
                     )
                 out[shell == s] = (volumes - values.mean().float()) / values.std(correction=0).float() * brain
             d[key] = with_volumes(image, out, q_world(image))
@@ -241,7 +238,7 @@ class NormalizeShellsd(MapTransform):
 
 
 class NormalizeChannelsd(MapTransform):
-    """Divide each volume by the data set's mean of that volume, then the scan by its own mean: the paper's normalisation.
+    """The paper's normalisation: divide each volume by its mean over the data set, then the scan by its own mean.
 
     It ties a model to one order of one gradient scheme; it is here to reproduce the paper.
 
@@ -274,7 +271,8 @@ class NormalizeChannelsd(MapTransform):
             image = d[key]
             if len(self.means) != image.shape[0]:
                 raise ValueError(
-                    f"{file_of(image)}: {image.shape[0]} volumes but {len(self.means)} channel means; they belong to another scheme"
+                    f"{file_of(image)}: {image.shape[0]} volumes but {len(self.means)} channel means; they "
+                    f"belong to another scheme"
                 )
             out = image.as_tensor() / self.means[:, None, None, None]
             if out.mean() == 0:

@@ -1,8 +1,8 @@
 """Implant lesions into real scans, and add phantoms: the cohort that the shipped weights were trained on.
 
 Reads the folder of scans named by --data (see the model card for their sources) and writes, for each scan, several
-realisations with other lesions, plus scans.json with the lists "training", "validation" and "testing". A scan is in one list
-only, and so is a patient whose lesion shapes are used. A folder that is begun goes on where it stopped.
+realisations with other lesions, plus scans.json with the lists "training", "validation" and "testing". A scan is in
+one list only, and so is a patient whose lesion shapes are used. A folder that is begun goes on where it stopped.
 """
 
 import argparse
@@ -48,9 +48,7 @@ COHORT = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="where the cohort is written")
     parser.add_argument("--data", type=Path, required=True, help="folder of real scans")
     parser.add_argument("--seed", type=int, default=0)
@@ -69,9 +67,7 @@ def main() -> None:
                 if not Path(f"{stem}_lesion.nii.gz").exists():
                     scan = scan or Scan(options.data / f"{name}.nii.gz")
                     seed = [options.seed, k, i, *name.encode()]
-                    write(
-                        stem, *scan.with_lesions(shapes, np.random.default_rng(seed)), scan.table, scan.affine
-                    )
+                    write(stem, *scan.with_lesions(shapes, np.random.default_rng(seed)), scan.table, scan.affine)
                 items.append(stem.name)
         for i, (directions, b) in enumerate(phantoms):
             stem = folder / f"{section}_phantom_{i}"
@@ -124,9 +120,7 @@ class Scan:
         fluid = (md > 1.8e-3) & (depth > 20)
         self.near_ventricle = self.white & (ndimage.distance_transform_edt(~fluid, voxel) < 8)
 
-    def with_lesions(
-        self, shapes: list[np.ndarray], rng: np.random.Generator
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def with_lesions(self, shapes: list[np.ndarray], rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """Return the scan with 12 to 30 lesions, half of them beside the ventricles, and their mask."""
         dwi, total = self.dwi, np.zeros(self.dwi.shape[:3], np.float32)
         # Most lesions of a patient are tiny; large ones are drawn more often, or there would be little to learn from.

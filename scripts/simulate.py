@@ -25,9 +25,7 @@ def main() -> None:
     write_fsl(table, phantom.affine, folder / "dwi")
     write_nifti(folder / "lesion.nii.gz", phantom.lesion.astype(np.uint8), phantom.affine)
     with written_whole(folder / "scans.json") as part:
-        part.write_text(
-            json.dumps({"testing": [{"image": "dwi.nii.gz", "label": "lesion.nii.gz"}]}, indent=1)
-        )
+        part.write_text(json.dumps({"testing": [{"image": "dwi.nii.gz", "label": "lesion.nii.gz"}]}, indent=1))
     print(f"{folder}: {phantom.dwi.shape} voxels and volumes, {int(phantom.lesion.sum())} lesion voxels")
 
 

@@ -5,7 +5,7 @@ the matching one, so that products of unit-variance features have unit variance.
 """
 
 import math
-from functools import lru_cache
+from functools import cache
 
 import torch
 from e3nn import o3
@@ -42,7 +42,7 @@ def degree_slice(l: int) -> slice:
     return slice(l**2, (l + 1) ** 2)
 
 
-@lru_cache(maxsize=None)
+@cache
 def coupling(l1: int, l2: int, l_out: int) -> Tensor:
     """Clebsch-Gordan coefficients, shape (2 l_out + 1, 2 l1 + 1, 2 l2 + 1), float64.
 

@@ -1,11 +1,11 @@
 """Filter bases over p-space and q-space, as values: which harmonics of which offset make a filter of degree l_filter.
 
-A filter of degree l_filter is ``R(|Δp|, |q_out|, |q_in|) · (Y_lp(Δp) ⊗ Y_lq(q_out - q_in))_l_filter``. A basis says which
-(l_p, l_q) are used for each l_filter, and on which lengths R depends. Several bases in a list are a sum.
+A filter of degree l_filter is ``R(|Δp|, |q_out|, |q_in|) · (Y_lp(Δp) ⊗ Y_lq(q_out - q_in))_l_filter``. A basis says
+which (l_p, l_q) are used for each l_filter, and on which lengths R depends. Several bases in a list are a sum.
 """
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 
 import torch
 from e3nn import o3
@@ -65,7 +65,7 @@ def tp(reach: int) -> FilterBasis:
 tp1 = tp(1)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _path_tensor(l_out: int, l_in: int, l_filter: int, l_p: int, l_q: int) -> Tensor:
     """Return the fixed numbers of one path, shape (m_out, m_in, m_p, m_q): both couplings contracted over m_filter."""
     return torch.einsum("ofi,fpq->oipq", coupling(l_filter, l_in, l_out), coupling(l_p, l_q, l_filter))
@@ -100,12 +100,6 @@ def angular_tensor(basis: FilterBasis, l_out: int, l_in: int, offset: Tensor, lm
 def max_lq(bases: list[FilterBasis], irreps_in: o3.Irreps, irreps_out: o3.Irreps) -> int:
     """Largest l_q that a list of bases needs between two types of feature map."""
     return max(
-        (
-            l_q
-            for basis in bases
-            for a in irreps_out.ls
-            for b in irreps_in.ls
-            for _, _, l_q in basis.paths(a, b)
-        ),
+        (l_q for basis in bases for a in irreps_out.ls for b in irreps_in.ls for _, _, l_q in basis.paths(a, b)),
         default=0,
     )

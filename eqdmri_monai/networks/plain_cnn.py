@@ -1,5 +1,6 @@
 """Ordinary convolutional network on the volumes as channels: the reference that is not equivariant."""
 
+import itertools
 from collections.abc import Sequence
 
 from torch import Tensor, nn
@@ -23,7 +24,7 @@ class PlainCNN(nn.Module):
     def __init__(self, channels: Sequence[int], *, kernel_size: int = 5):
         super().__init__()
         layers = []
-        for inputs, outputs in zip(channels[:-1], channels[1:], strict=True):
+        for inputs, outputs in itertools.pairwise(channels):
             layers += [nn.Conv3d(inputs, outputs, kernel_size, padding=kernel_size // 2), nn.ReLU()]
         self.layers = nn.Sequential(*layers[:-1])
 

@@ -14,8 +14,8 @@ from eqdmri_monai.nn import Gate, PConv, PQConv, QLengthPool
 class PQNet(nn.Module):
     """Voxelwise prediction from a diffusion scan, equivariant under joint rotations of voxels and q-vectors.
 
-    `PQConv` + `Gate` for each entry of `irreps_pq`; `QLengthPool`; `PConv` + `Gate` for each entry of `irreps_p`; a last
-    `PConv` to `irreps_out`. The last pq layer is computed for a few q_out at a time and summed at once.
+    `PQConv` + `Gate` for each entry of `irreps_pq`; `QLengthPool`; `PConv` + `Gate` for each entry of `irreps_p`; a
+    last `PConv` to `irreps_out`. The last pq layer is computed for a few q_out at a time and summed at once.
 
     Parameters
     ----------
@@ -131,9 +131,7 @@ class PQNet(nn.Module):
 
         def pooled(index: Tensor) -> Tensor:
             maps = conv.convolve(prepared, index)
-            return sum(
-                torch.einsum("iq,biqxyz->bixyz", coefficients[:, index] / len(maps), gate(y)) for y in maps
-            )
+            return sum(torch.einsum("iq,biqxyz->bixyz", coefficients[:, index] / len(maps), gate(y)) for y in maps)
 
         total = 0.0
         for index in prepared.mixing.chunks(self.chunk):
@@ -152,9 +150,7 @@ class PQNet(nn.Module):
             q = self.q
         if q.ndim == 3:
             if not torch.equal(q, q[:1].expand_as(q)):
-                raise ValueError(
-                    "all items of a batch must have the same q-vectors; batch crops of one scan only"
-                )
+                raise ValueError("all items of a batch must have the same q-vectors; batch crops of one scan only")
             q = q[0]
         if q.shape != (image.shape[1], 3):
             raise ValueError(f"q has shape {tuple(q.shape)} but the image has {image.shape[1]} volumes")

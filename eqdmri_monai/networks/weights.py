@@ -39,7 +39,8 @@ def load_weights(network: nn.Module, path: str | Path) -> nn.Module:
     if missing or unexpected:
         name = sorted(missing or unexpected)[0]
         raise ValueError(
-            f"{path}: weights of another network: {len(missing)} missing and {len(unexpected)} unknown, such as {name}; "
+            f"{path}: weights of another network: {len(missing)} missing and {len(unexpected)} unknown, such as "
+            f"{name}; "
             "use the configuration that they were trained with"
         )
     for name, value in network.state_dict().items():

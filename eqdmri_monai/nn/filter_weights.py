@@ -12,7 +12,7 @@ NETWORK_POWER = 0.65
 
 
 class FilterWeights(nn.Module):
-    r"""Filters :math:`K = \sum W \, R_p(|Δp|) \, R_q(|q_{out}|) \, R_q(|q_{in}|) \, CG \, Y(Δp)`, with :math:`Y(q_{out} - q_{in})` left open.
+    r"""Filters :math:`K = \sum W R(|Δp|) R(|q_{out}|) R(|q_{in}|) CG \, Y(Δp)`, with the harmonics over q left open.
 
     Parameters
     ----------
@@ -90,18 +90,14 @@ class FilterWeights(nn.Module):
             self.radial_p(lattice.norm(dim=-1)) if self.basis.over_p else lattice.new_ones(len(lattice), 1)
         )  # [n, k]
         ones = [length.new_ones(len(length), 1) for length in (length_out, length_in)]
-        r_out, r_in = (
-            (self.radial_q_out(length_out), self.radial_q_in(length_in)) if self.basis.over_q else ones
-        )
+        r_out, r_in = (self.radial_q_out(length_out), self.radial_q_in(length_in)) if self.basis.over_q else ones
         size = (len(length_out), len(length_in))
         rows, weights, scales = [], iter(self.weights), iter(self.scale)
         for mul_o, ir_o in self.irreps_out:
             blocks = []
             for mul_i, ir_i in self.irreps_in:
                 fixed = getattr(self, f"angular_{ir_o.l}_{ir_i.l}") if on_lattice else angular[ir_o.l, ir_i.l]
-                weight = torch.einsum(
-                    "fkabvu,sa,tb->stvufk", next(weights), r_out, r_in
-                )  # s, t: shells out, in
+                weight = torch.einsum("fkabvu,sa,tb->stvufk", next(weights), r_out, r_in)  # s, t: shells out, in
                 weight = torch.einsum("stvufk,nk->stvufn", next(scales) * weight, radial)
                 block = torch.einsum("stvufn,foimn->stvouimn", weight, fixed)
                 blocks.append(block.reshape(*size, mul_o * ir_o.dim, mul_i * ir_i.dim, *block.shape[-2:]))
@@ -129,9 +125,7 @@ class FilterWeights(nn.Module):
             for mul_i, ir_i in self.irreps_in:
                 fixed = getattr(self, f"angular_{ir_o.l}_{ir_i.l}")  # [f, o, i, m, n]
                 white = torch.einsum("foimn,nk->o", fixed.square(), bumps.square()).mean().item()
-                smooth = (
-                    torch.einsum("foimn,nk->foimk", fixed, bumps).square().sum((0, 2, 3, 4)).mean().item()
-                )
+                smooth = torch.einsum("foimn,nk->foimk", fixed, bumps).square().sum((0, 2, 3, 4)).mean().item()
                 energy += mul_i * share * ((1 - smooth_share) * white + smooth_share * smooth)
             scales += [(noise_gain * energy) ** -0.5 if energy > 0 else 0.0] * len(self.irreps_in)
         return scales

@@ -29,8 +29,7 @@ class Linear(nn.Module):
             if ir == other
         ]
         self.weights = nn.ParameterList(
-            torch.randn((out.stop - out.start) // d, (inn.stop - inn.start) // d)
-            for out, inn, d, _ in self.blocks
+            torch.randn((out.stop - out.start) // d, (inn.stop - inn.start) // d) for out, inn, d, _ in self.blocks
         )
 
     def matrix(self) -> Tensor:
@@ -38,9 +37,7 @@ class Linear(nn.Module):
         like = next(self.parameters(), torch.zeros(()))
         dense = like.new_zeros(self.irreps_out.dim, self.irreps_in.dim)
         for (out, inn, d, scale), weight in zip(self.blocks, self.weights, strict=True):
-            dense[out, inn] = scale * torch.kron(
-                weight, torch.eye(d, dtype=weight.dtype, device=weight.device)
-            )
+            dense[out, inn] = scale * torch.kron(weight, torch.eye(d, dtype=weight.dtype, device=weight.device))
         return dense
 
     def forward(self, x: Tensor) -> Tensor:

@@ -1,12 +1,12 @@
 """Convolution over p-space and q-space together, computed by mixing over q first and convolving over p second.
 
-For product bases the filter is a harmonic of Δp times a harmonic of q_out - q_in, and radial functions see only lengths.
-So the sum over q_in within a shell is a multiplication with fixed numbers, one per (q_out, l_q, m_q), and what is left is a
-conv3d whose batch is q_out. Its kernel depends on the shells, never on a direction. Two parts do not depend on q_out but
-through one number and are convolved once for all: l_q = 0, and everything that comes from b0.
+For product bases the filter is a harmonic of Δp times a harmonic of q_out - q_in, and radial functions see only
+lengths. So the sum over q_in within a shell is a multiplication with fixed numbers, one per (q_out, l_q, m_q), and
+what is left is a conv3d whose batch is q_out. Its kernel depends on the shells, never on a direction. Two parts do not
+depend on q_out but through one number and are convolved once for all: l_q = 0, and everything that comes from b0.
 
-The set of q-vectors is closed under q -> -q by default (S(q) = S(-q), and files store either sign). A map then has a part
-that is even in q and one that is odd, and y(±q_out) = E ± O come from the same convolutions.
+The set of q-vectors is closed under q -> -q by default (S(q) = S(-q), and files store either sign). A map then has a
+part that is even in q and one that is odd, and y(±q_out) = E ± O come from the same convolutions.
 """
 
 from collections.abc import Iterator, Sequence
@@ -81,7 +81,8 @@ class Prepared:
     kernels : Tensor
         From `PQConv.grid_kernel`.
     shared : list of Tensor, each (B, 1 or (lmax_q + 1)², irreps_out.dim, X, Y, Z)
-        For each shell of q_out: the sum over q_in of l_q = 0; then b0 alone for l_q > 0, to be multiplied with Y(q_out).
+        For each shell of q_out: the sum over q_in of l_q = 0; then b0 alone for l_q > 0, to be multiplied with
+        Y(q_out).
     """
 
     fields: tuple[Tensor, ...]
@@ -120,7 +121,8 @@ class PQConv(nn.Module):
     Raises
     ------
     ValueError
-        When the irreps have odd labels, the list of bases is empty, the kernel size is even, or the radial basis is unknown.
+        When the irreps have odd labels, the list of bases is empty, the kernel size is even, or the radial basis is
+        unknown.
 
     Source
     ------
@@ -198,9 +200,7 @@ class PQConv(nn.Module):
         sampling_out = sampling_in if q_out is None else QSampling.of(q_out.to(self.lattice))
         difference, total = (sampling_out.q[:, None] + sign * sampling_in.q for sign in (-1, 1))
         weight = sampling_in.weights()
-        weight = torch.where(
-            sampling_in.length[sampling_in.shell] > 0, weight * REFERENCE_DIRECTIONS**0.5, weight
-        )
+        weight = torch.where(sampling_in.length[sampling_in.shell] > 0, weight * REFERENCE_DIRECTIONS**0.5, weight)
         same, mirrored = ((d.norm(dim=-1) < ZERO_OFFSET).to(weight) for d in (difference, total))
         if q_out is None:  # a direction that was measured twice is two points
             same = opposite = torch.eye(len(weight)).to(weight)
@@ -247,9 +247,7 @@ class PQConv(nn.Module):
         mixing = self.mixing(q_in, q_out)
         fields = self.split(x, len(q_in))
         kernels = self.grid_kernel(mixing)
-        return Prepared(
-            fields, mixing, kernels, [self._shared(fields[0], mixing, kernel) for kernel in kernels]
-        )
+        return Prepared(fields, mixing, kernels, [self._shared(fields[0], mixing, kernel) for kernel in kernels])
 
     def split(self, x: Tensor, count: int) -> tuple[Tensor, ...]:
         """Return a map's parts that are even and odd in q (only the even one where it is given at +q alone).
@@ -284,13 +282,9 @@ class PQConv(nn.Module):
         """
         x, mixing = prepared.fields[0], prepared.mixing
         if not self.antipodal:
-            return (
-                self._part(prepared, index, x, [(x, mixing.minus, range(1, self.lmax_q + 1))], even=True),
-            )
+            return (self._part(prepared, index, x, [(x, mixing.minus, range(1, self.lmax_q + 1))], even=True),)
         even_l, odd_l = range(2, self.lmax_q + 1, 2), range(1, self.lmax_q + 1, 2)
-        for_even = 0.5 * (
-            mixing.minus + mixing.plus
-        )  # meets the even part of the map; parity (-1)^l in q_out
+        for_even = 0.5 * (mixing.minus + mixing.plus)  # meets the even part of the map; parity (-1)^l in q_out
         even, odd, odd_x = [(x, for_even, even_l)], [(x, for_even, odd_l)], None
         if len(prepared.fields) == 2:
             odd_x, for_odd = prepared.fields[1], 0.5 * (mixing.minus - mixing.plus)  # parity -(-1)^l
@@ -302,9 +296,7 @@ class PQConv(nn.Module):
 
     def _shared(self, x: Tensor, mixing: QMixing, kernel: Tensor) -> Tensor:
         """Convolve what all q_out of a shell have in common; see `Prepared`."""
-        onehot = nn.functional.one_hot(mixing.sampling_in.shell, len(mixing.sampling_in.length)).to(
-            mixing.weight
-        )
+        onehot = nn.functional.one_hot(mixing.sampling_in.shell, len(mixing.sampling_in.length)).to(mixing.weight)
         means = torch.einsum("rt,birxyz->bitxyz", mixing.weight[:, None] * onehot, x)
         weight = kernel[:, :, :, 0].permute(1, 2, 0, 3, 4, 5).flatten(1, 2)
         out = [conv3d(means.flatten(1, 2), weight)[:, None]]

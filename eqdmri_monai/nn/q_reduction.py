@@ -37,9 +37,7 @@ class QLengthPool(nn.Module):
 
     def coefficients(self, sampling: QSampling) -> Tensor:
         """Return what every volume of every component is multiplied with, shape (irreps.dim, Q)."""
-        by_shell = (self.radial(sampling.length) @ self.weight).repeat_interleave(
-            self.repeats, dim=1
-        )  # [s, i]
+        by_shell = (self.radial(sampling.length) @ self.weight).repeat_interleave(self.repeats, dim=1)  # [s, i]
         return by_shell[sampling.shell].T * sampling.weights()
 
     def forward(self, x: Tensor, q: Tensor) -> Tensor:

@@ -10,5 +10,6 @@ __all__ = [
     "implant",
     "lesion_weight",
     "make_phantom",
+    "pieces",
     "single_shell",
 ]

@@ -1,7 +1,7 @@
 """Lesions: shapes, places, and what they do to a diffusion signal, measured or simulated.
 
-Inside a lesion the signal is multiplied by ``(1 + gain) · exp(-b gᵀ ΔD g)``, where ΔD makes the local tensor rounder and
-raises its mean diffusivity, as inflammation and loss of myelin do (Filippi et al. 2001, doi:10.1212/WNL.56.3.304).
+Inside a lesion the signal is multiplied by ``(1 + gain) · exp(-b gᵀ ΔD g)``, where ΔD makes the local tensor rounder
+and raises its mean diffusivity, as inflammation and loss of myelin do (Filippi et al. 2001, doi:10.1212/WNL.56.3.304).
 """
 
 from collections.abc import Sequence
@@ -34,9 +34,7 @@ class LesionEffect:
     @classmethod
     def draw(cls, rng: np.random.Generator) -> "LesionEffect":
         """Draw from ranges reported for multiple-sclerosis plaques against white matter that appears normal."""
-        return cls(
-            gain=rng.uniform(0.1, 0.6), diffusivity=rng.uniform(0.15, 0.7), roundness=rng.uniform(0.2, 0.7)
-        )
+        return cls(gain=rng.uniform(0.1, 0.6), diffusivity=rng.uniform(0.15, 0.7), roundness=rng.uniform(0.2, 0.7))
 
 
 def tensor_change(tensor: np.ndarray, effect: LesionEffect) -> np.ndarray:
@@ -84,7 +82,7 @@ def components(mask: np.ndarray, *, minimum: int = 10) -> list[np.ndarray]:
 
 
 def pieces(lesion: np.ndarray, number: int, rng: np.random.Generator) -> list[np.ndarray]:
-    """Cut pieces out of a large confluent lesion, each inside a ball of 4 to 10 voxels round one of its voxels (bool)."""
+    """Cut pieces out of a large confluent lesion, each in a ball of 4 to 10 voxels round one of its voxels."""
     grid = np.stack(np.mgrid[tuple(slice(n) for n in lesion.shape)], axis=-1)
     out = []
     for centre in np.argwhere(lesion)[rng.choice(int(lesion.sum()), number)]:
@@ -94,7 +92,7 @@ def pieces(lesion: np.ndarray, number: int, rng: np.random.Generator) -> list[np
 
 
 def blob(rng: np.random.Generator) -> np.ndarray:
-    """Draw a lesion shape without an example: an ellipsoid of about 2 to 10 mm with an uneven surface, at 1 mm (bool)."""
+    """Draw a lesion shape without an example: an uneven ellipsoid of about 2 to 10 mm, at 1 mm (bool)."""
     radii = rng.uniform(2.5, 8.0) * rng.uniform(0.6, 1.4, 3)
     size = int(np.ceil(radii.max())) + 3
     grid = np.stack(np.mgrid[tuple(3 * [slice(-size, size + 1)])], axis=-1)
@@ -130,9 +128,7 @@ def lesion_weight(
     weight = np.zeros(shape, np.float32)
     voxels = np.linalg.norm(affine[:3, :3], axis=0)
     for lesion, centre in zip(shapes, centres, strict=True):
-        soft = ndimage.gaussian_filter(
-            np.pad(lesion, 4).astype(np.float32), 0.5 * voxels.mean() / 2.355 + 0.5
-        )
+        soft = ndimage.gaussian_filter(np.pad(lesion, 4).astype(np.float32), 0.5 * voxels.mean() / 2.355 + 0.5)
         rotation = np.linalg.qr(rng.standard_normal((3, 3)))[0]
         reach = np.linalg.norm(soft.shape) / 2
         middle = np.linalg.inv(affine) @ np.append(centre, 1)

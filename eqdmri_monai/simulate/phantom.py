@@ -1,6 +1,7 @@
 """A brain-like digital phantom: curved and crossing fibre bundles, grey matter, fluid, lesions, b0s, Rician noise.
 
-Anatomy is a function of world coordinates (mm, RAS+, origin in the brain's middle), so that any affine samples the same head.
+Anatomy is a function of world coordinates (mm, RAS+, origin in the brain's middle), so that any affine samples the
+same head.
 """
 
 from dataclasses import dataclass
@@ -46,7 +47,8 @@ def spread_directions(number: int, rng: np.random.Generator) -> np.ndarray:
 
     Source
     ------
-    Jones et al. 1999, doi:10.1002/(SICI)1522-2594(199909)42:3<515::AID-MRM14>3.0.CO;2-Q; steps of fixed, falling length.
+    Jones et al. 1999, doi:10.1002/(SICI)1522-2594(199909)42:3<515::AID-MRM14>3.0.CO;2-Q; steps of fixed, falling
+    length.
     """
     x = rng.standard_normal((number, 3))
     x /= np.linalg.norm(x, axis=1, keepdims=True)
@@ -72,9 +74,7 @@ def oblique_affine(
     """Return an affine stored LAS and turned by angles (degrees about x, y, z), its middle voxel at the origin."""
     from scipy.spatial.transform import Rotation
 
-    linear = Rotation.from_euler("xyz", angles, degrees=True).as_matrix() @ np.diag(
-        [-spacing[0], *spacing[1:]]
-    )
+    linear = Rotation.from_euler("xyz", angles, degrees=True).as_matrix() @ np.diag([-spacing[0], *spacing[1:]])
     affine = np.eye(4)
     affine[:3, :3] = linear
     affine[:3, 3] = -linear @ ((np.array(shape) - 1) / 2)
@@ -131,12 +131,10 @@ def make_phantom(
         one = lesion_weight([blob(rng)], centre[None], shape, affine, rng) * (white > 0.2)
         signal = implant(signal, bvals, bvecs, mean_tensor, one * (weight < 0.05), LesionEffect.draw(rng))
         weight = np.maximum(weight, one)
-    coil = 1 + 0.1 * np.cos((world @ rng.standard_normal(3) / 60 + rng.uniform(0, 6)))[..., None]
+    coil = 1 + 0.1 * np.cos(world @ rng.standard_normal(3) / 60 + rng.uniform(0, 6))[..., None]
     dwi = 800 * rician(signal * coil, B0["white"] / snr, rng)
     strongest = np.take_along_axis(directions, bundles.argmax(0)[None, ..., None], axis=0)[0]
-    return Phantom(
-        dwi.astype(np.float32), table, affine, weight > 0.5, brain, strongest * (white > 0.5)[..., None]
-    )
+    return Phantom(dwi.astype(np.float32), table, affine, weight > 0.5, brain, strongest * (white > 0.5)[..., None])
 
 
 def _tissues(world: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, ...]:
@@ -145,9 +143,7 @@ def _tissues(world: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, .
     radius = np.linalg.norm(scale, axis=-1)
     azimuth, height = np.arctan2(scale[..., 1], scale[..., 0]), scale[..., 2] / np.maximum(radius, 1e-6)
     folds = sum(  # gyri: waves over the surface
-        rng.uniform(0.5, 1)
-        * np.cos(k * azimuth + rng.uniform(0, 6))
-        * np.cos(m * np.pi * height + rng.uniform(0, 6))
+        rng.uniform(0.5, 1) * np.cos(k * azimuth + rng.uniform(0, 6)) * np.cos(m * np.pi * height + rng.uniform(0, 6))
         for k, m in ((7, 3), (11, 4), (5, 5))
     )
     split = np.abs(world[..., 0]) < 1.5  # fissure between the hemispheres, above the callosum
@@ -162,9 +158,7 @@ def _tissues(world: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, .
     for side in (-1, 1):
         curve = world - np.array([side * 9.0, 0.0, 12.0])
         curve = curve - np.stack([0 * curve[..., 0], 0 * curve[..., 0], -0.006 * curve[..., 1] ** 2], axis=-1)
-        ventricles = np.maximum(
-            ventricles, ramp(np.linalg.norm(curve / np.array([5.0, 26.0, 6.0]), axis=-1) - 1, 0.3)
-        )
+        ventricles = np.maximum(ventricles, ramp(np.linalg.norm(curve / np.array([5.0, 26.0, 6.0]), axis=-1) - 1, 0.3))
     thalami = sum(
         ramp(
             np.linalg.norm((world - np.array([side * 12, -8, -4])) / np.array([8.0, 13.0, 8.0]), axis=-1) - 1,

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-# Diffusivities, mm²/s. Fibres: along and across, Pierpaoli et al. 1996, Radiology 201; grey matter and fluid: typical of
-# living brain at body temperature (fluid: Mills 1973, water at 37 °C).
+# Diffusivities, mm²/s. Fibres: along and across, Pierpaoli et al. 1996, Radiology 201; grey matter and fluid: typical
+# of living brain at body temperature (fluid: Mills 1973, water at 37 °C).
 FIBRE = (1.7e-3, 0.3e-3)
 GREY_MATTER = 0.8e-3
 FLUID = 3.0e-3
