@@ -230,7 +230,7 @@ def check_nifti(path: str | Path, *, ndim: int) -> tuple[tuple[int, ...], np.nda
     if len(shape) != ndim:
         kind = "a diffusion scan has 4 (x, y, z, volume)" if ndim == 4 else "a mask has 3"
         raise ValueError(f"{path}: {len(shape)} axes {shape}; {kind}")
-    _check_length(path, int(np.prod(image.shape)) * header.get_data_dtype().itemsize + int(header["vox_offset"]))
+    _check_length(path, int(np.prod(image.shape)) * header.get_data_dtype().itemsize + image.dataobj.offset)
     try:
         axes = voxel_axes(torch.as_tensor(image.affine))
         if s_code > 0 and q_code > 0:

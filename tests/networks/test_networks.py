@@ -1,0 +1,175 @@
+import pytest
+import torch
+from rotation import cube_rotations, scheme, turn_features, turn_grid
+
+from eqdmri_monai.bases import p_space, q_space, tp1, tp_vec
+from eqdmri_monai.networks import PlainCNN, PQNet, load_weights
+
+SMALL = {"irreps_p": ("4x0e+2x1e", "3x0e+1x1e+1x2e"), "kernel_size": 3, "num_radial_q": 2}
+NETWORKS = [
+    {},
+    {"antipodal": False},
+    {"bases": (tp_vec,), "irreps_out": "1x0e+1x1e+1x2e"},
+    {"bases": (p_space, q_space), "radial_p": "Gaussian"},
+    {"irreps_pq": ("2x0e+1x1e", "2x0e+1x1e")},
+]
+
+
+def network(options) -> PQNet:
+    return PQNet(**({"irreps_pq": ("3x0e+2x1e",)} | SMALL | options))
+
+
+@pytest.mark.parametrize("options", NETWORKS)
+def test_network_commutes_with_the_24_cube_rotations(options):
+    net, q = network(options), scheme(5, 1.0, 1.4)
+    image = torch.randn(1, len(q), 5, 6, 7)
+    logits = net(image, q)
+    for R in cube_rotations():
+        turned = net(turn_grid(image, R), q @ R.T)
+        torch.testing.assert_close(turned, turn_features(logits, R, net.irreps_out), rtol=0, atol=1e-9)
+
+
+def test_voxels_turned_without_q_give_another_answer():
+    net, q = network({}), scheme(5, 1.0)
+    image = torch.randn(1, len(q), 5, 5, 5)
+    R = cube_rotations()[5]
+    assert (net(turn_grid(image, R), q) - turn_grid(net(image, q), R)).abs().max() > 0.01
+
+
+def test_the_plain_network_is_not_equivariant():
+    """The control: this test's rotations are seen by a network that is not made for them."""
+    net, q = PlainCNN([6, 4, 1], kernel_size=3), scheme(5, 1.0)
+    image = torch.randn(1, 6, 5, 5, 5)
+    errors = [(net(turn_grid(image, R), q @ R.T) - turn_grid(net(image, q), R)).abs().max() for R in cube_rotations()]
+    assert min(sorted(errors)[1:]) > 0.01
+
+
+@pytest.mark.parametrize("options", NETWORKS)
+def test_order_of_volumes_does_not_matter(options):
+    net, q = network(options), scheme(5, 1.0, 1.4)
+    image, order = torch.randn(1, len(q), 4, 4, 4), torch.randperm(len(q))
+    torch.testing.assert_close(net(image[:, order], q[order]), net(image, q), rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("options", [NETWORKS[0], NETWORKS[2], NETWORKS[3], NETWORKS[4]])
+def test_the_sign_of_a_gradient_does_not_matter(options):
+    net, q = network(options), scheme(5, 1.0, 1.4)
+    image, sign = torch.randn(1, len(q), 4, 4, 4), torch.randint(0, 2, (len(q), 1)) * 2.0 - 1
+    torch.testing.assert_close(net(image, sign * q), net(image, q), rtol=0, atol=1e-9)
+
+
+def test_the_sign_matters_in_the_papers_form():
+    net, q = network({"antipodal": False}), scheme(5, 1.0)
+    image = torch.randn(1, len(q), 4, 4, 4)
+    q_flipped = torch.cat([q[:2], -q[2:]])
+    assert (net(image, q_flipped) - net(image, q)).abs().max() > 1e-3
+
+
+def test_network_commutes_with_translation_away_from_the_edge():
+    net, q = network({}), scheme(5, 1.0)
+    image = torch.zeros(1, len(q), 16, 16, 16)
+    image[..., 6:9, 6:9, 6:9] = torch.randn(1, len(q), 3, 3, 3)
+    shifted = torch.roll(image, (2, -1, 1), dims=(2, 3, 4))
+    inner = (..., *3 * [slice(5, 11)])
+    expected = torch.roll(net(image, q), (2, -1, 1), dims=(2, 3, 4))
+    torch.testing.assert_close(net(shifted, q)[inner], expected[inner], rtol=0, atol=1e-9)
+
+
+def test_any_number_of_volumes_and_shells():
+    net = network({})
+    for q in (scheme(6, 1.0), scheme(20, 1.4), scheme(7, 0.8, 1.2, 1.7), scheme(6, 1.0)[1:]):
+        assert net(torch.randn(2, len(q), 4, 4, 4), q).shape == (2, 1, 4, 4, 4)
+
+
+def test_noise_in_b_changes_little_and_no_size():
+    net, q = network({}), scheme(8, 1.0)
+    image = torch.randn(1, len(q), 4, 4, 4)
+    noisy = q * (1 + 0.002 * torch.randn(len(q), 1))
+    torch.testing.assert_close(net(image, noisy), net(image, q), rtol=0, atol=0.02)
+
+
+def test_chunks_and_recomputation_change_nothing():
+    net, q = network({}), scheme(7, 1.0, 1.4)
+    image = torch.randn(1, len(q), 4, 4, 4)
+    results = []
+    for chunk, recompute in ((1, False), (100, False), (3, True)):
+        net.chunk, net.recompute = chunk, recompute
+        loss = net(image, q).square().sum()
+        results.append([loss.detach(), *torch.autograd.grad(loss, list(net.parameters()))])
+    for other in results[1:]:
+        for a, b in zip(results[0], other, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("directions", [6, 30, 90])
+def test_features_keep_their_size_through_every_layer(directions):
+    """White noise in; the mean over seeds of each layer's RMS, at initialisation."""
+    torch.set_default_dtype(torch.float32)
+    sizes = []
+    for seed in range(6):
+        torch.manual_seed(seed)
+        net, q = PQNet(), scheme(directions, 1.0)
+        image, rms = torch.randn(1, len(q), 12, 12, 12), []
+        hook = lambda *args: rms.append(args[-1].detach().square().mean().sqrt())  # noqa: B023, E731
+        for module in (*net.pq_convs, *net.pq_gates, net.pool, *net.p_layers):
+            module.register_forward_hook(hook)
+        with torch.no_grad():
+            x = net.pq_gates[0](net.pq_convs[0](image[:, None], q))
+            net.p_layers(net.pool(x, q))
+        sizes.append(torch.stack(rms))
+    mean = torch.stack(sizes).mean(0)
+    assert mean.min() > 0.3, mean
+    assert mean.max() < 3.0, mean
+
+
+def test_the_papers_best_model_has_its_number_of_parameters():
+    net = PQNet(num_radial_q=16, num_radial_reduction=39)
+    assert sum(p.numel() for p in net.parameters()) == 662398
+
+
+def test_the_state_dict_holds_parameters_alone():
+    net = PQNet()
+    assert net.state_dict().keys() == dict(net.named_parameters()).keys()
+
+
+def test_a_configured_scheme_stands_in_for_a_missing_one():
+    q = scheme(6, 1.0)
+    net = network({"q": q.tolist()})
+    image = torch.randn(1, len(q), 4, 4, 4)
+    torch.testing.assert_close(net(image), net(image, q))
+
+
+@pytest.mark.parametrize(
+    ("image", "q", "words"),
+    [
+        (torch.zeros(1, 7, 4, 4, 4), None, "needs the q-vectors of this scan"),
+        (torch.zeros(1, 7, 4, 4, 4), torch.zeros(6, 3), "the image has 7 volumes"),
+        (torch.zeros(7, 4, 4, 4), torch.zeros(7, 3), "image must be"),
+        (torch.zeros(2, 7, 4, 4, 4), torch.arange(42.0).reshape(2, 7, 3), "same q-vectors"),
+    ],
+)
+def test_calls_that_cannot_be_right_are_refused(image, q, words):
+    with pytest.raises(ValueError, match=words):
+        network({})(image, q)
+
+
+def test_weights_are_loaded_from_a_state_dict_and_from_a_checkpoint(tmp_path):
+    net = network({})
+    torch.save(net.state_dict(), tmp_path / "model.pt")
+    torch.save({"network": net.state_dict(), "optimizer": {}}, tmp_path / "checkpoint.pt")
+    for name in ("model.pt", "checkpoint.pt"):
+        other = load_weights(network({}), tmp_path / name)
+        assert all(torch.equal(a, b) for a, b in zip(net.parameters(), other.parameters(), strict=True))
+
+
+def test_weights_that_do_not_fit_are_refused(tmp_path):
+    torch.save(network({}).state_dict(), tmp_path / "model.pt")
+    (tmp_path / "text.pt").write_text("no weights")
+    with pytest.raises(ValueError, match=r"p_layers.4.bias is \(1,\) there and \(3,\) here"):
+        load_weights(network({"irreps_out": "3x0e"}), tmp_path / "model.pt")
+    with pytest.raises(ValueError, match="weights of another network"):
+        load_weights(network({"bases": (tp1, p_space)}), tmp_path / "model.pt")
+    with pytest.raises(ValueError, match="not a file of weights"):
+        load_weights(network({}), tmp_path / "text.pt")
+    with pytest.raises(FileNotFoundError, match="train first"):
+        load_weights(network({}), tmp_path / "none.pt")

@@ -1,0 +1,68 @@
+import pytest
+import torch
+from e3nn import o3
+from rotation import cube_rotations, turn_features
+
+from eqdmri_monai.nn import PConv
+
+CASES = [("2x0e+1x1e", "1x0e+2x1e+1x2e"), ("1x2e", "1x0e+1x3e"), ("1x1e+1x0e", "1x1e")]
+
+
+@pytest.mark.parametrize(("irreps_in", "irreps_out"), CASES)
+@pytest.mark.parametrize("radial", ["cosine", "Gaussian+fc"])
+def test_kernel_commutes_with_any_rotation(irreps_in, irreps_out, radial):
+    conv, R = PConv(irreps_in, irreps_out, radial=radial), o3.rand_matrix()
+    offset = torch.cat([torch.zeros(1, 3), 3 * torch.randn(10, 3)])
+    D_in, D_out = conv.irreps_in.D_from_matrix(R), conv.irreps_out.D_from_matrix(R)
+    expected = torch.einsum("oi,nij,kj->nok", D_out, conv.kernel(offset), D_in)
+    torch.testing.assert_close(conv.kernel(offset @ R.T), expected, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize(("irreps_in", "irreps_out"), CASES)
+def test_layer_commutes_with_the_24_cube_rotations(irreps_in, irreps_out):
+    conv = PConv(irreps_in, irreps_out)
+    torch.nn.init.normal_(conv.bias)
+    x = torch.randn(1, conv.irreps_in.dim, 5, 6, 7)
+    y = conv(x)
+    for R in cube_rotations():
+        turned = conv(turn_features(x, R, conv.irreps_in))
+        torch.testing.assert_close(turned, turn_features(y, R, conv.irreps_out), rtol=0, atol=1e-9)
+
+
+def test_layer_is_its_kernel_summed_over_voxels():
+    conv = PConv("1x0e+1x1e", "1x0e+1x1e", kernel_size=3, spacing=(1.0, 1.0, 2.0))
+    x = torch.randn(1, 4, 4, 4, 4)
+    expected = 0.5**0.5 * conv.self_connection(x)
+    for p_out in torch.cartesian_prod(*3 * [torch.arange(4)]):
+        for p_in in torch.cartesian_prod(*3 * [torch.arange(4)]):
+            if (p_out - p_in).abs().max() <= 1:
+                kernel = conv.kernel(((p_out - p_in) * torch.tensor([1.0, 1, 2]))[None])[0]
+                expected[0, :, *p_out] += kernel @ x[0, :, *p_in]
+    torch.testing.assert_close(conv(x), expected, rtol=0, atol=1e-9)
+
+
+def test_anisotropic_voxels_turn_about_the_long_axis_only():
+    conv = PConv("1x0e", "1x0e+1x1e", spacing=(1.0, 1.0, 3.0))
+    x = torch.randn(1, 1, 6, 6, 6)
+    about_z = torch.tensor([[0.0, -1, 0], [1, 0, 0], [0, 0, 1]])
+    about_x = torch.tensor([[1.0, 0, 0], [0, 0, -1], [0, 1, 0]])
+    errors = [
+        (conv(turn_features(x, R, conv.irreps_in)) - turn_features(conv(x), R, conv.irreps_out)).abs().max()
+        for R in (about_z, about_x)
+    ]
+    assert errors[0] < 1e-9
+    assert errors[1] > 0.1
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [({"kernel_size": 4}, "kernel_size must be odd"), ({"spacing": (1.0, 1.0, 0.0)}, "three positive lengths")],
+)
+def test_impossible_kernels_are_refused(options, words):
+    with pytest.raises(ValueError, match=words):
+        PConv("1x0e", "1x0e", **options)
+
+
+def test_odd_labels_are_refused():
+    with pytest.raises(ValueError, match="irreps_in must have even labels only"):
+        PConv("1x1o", "1x0e")

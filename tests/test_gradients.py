@@ -1,0 +1,111 @@
+import pytest
+import torch
+from dipy.core.gradients import unique_bvals_tolerance
+from rotation import scheme
+
+from eqdmri_monai.gradients import GradientTable, QSampling, check_table, q_vectors, shells
+
+
+def table(directions=8, bvals=None):
+    bvecs = scheme(directions, 1.0)
+    bvals = torch.cat([torch.zeros(1), torch.full((directions,), 1000.0)]) if bvals is None else torch.as_tensor(bvals)
+    return bvals, bvecs
+
+
+def test_q_vectors_are_absolute():
+    q = q_vectors(torch.tensor([0.0, 50.0, 1000.0, 4000.0]), torch.tensor([[0.0, 0, 1]]).expand(4, 3))
+    torch.testing.assert_close(q.norm(dim=1), torch.tensor([0.0, 0.0, 1.0, 2.0]))
+
+
+def test_shells_gather_b_values_within_five_percent_or_fifty():
+    b = torch.tensor([0, 5, 50, 995, 1000, 1005, 1045, 1990, 2010, 2090, 3000, 3140.0])
+    assert shells(b).tolist() == [0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 3, 3]
+
+
+def test_shells_agree_with_dipy_on_a_multishell_scheme():
+    b = torch.tensor([0.0, 1000] * 4 + [2000.0, 3000] * 3)
+    b = b + torch.randn(len(b)).clamp(-2, 2) * 5 * (b > 0)
+    assert int(shells(b).max()) + 1 == len(unique_bvals_tolerance(b.numpy(), tol=50))
+
+
+def test_shells_do_not_depend_on_order():
+    b = torch.rand(40) * 3000
+    order = torch.randperm(40)
+    assert torch.equal(shells(b)[order], shells(b[order]))
+
+
+def test_noise_in_b_changes_neither_shells_nor_directions():
+    q = scheme(6, 1.0, 1.6)
+    noisy = q * (1 + 0.004 * torch.randn(len(q), 1))
+    a, b = QSampling.of(q), QSampling.of(noisy)
+    assert torch.equal(a.shell, b.shell)
+    torch.testing.assert_close(a.length, b.length, rtol=0, atol=0.01)
+    torch.testing.assert_close(b.q.norm(dim=1), b.length[b.shell])
+
+
+def test_weights_average_each_shell_and_then_the_shells():
+    sampling = QSampling.of(torch.cat([torch.zeros(2, 3), scheme(5, 1.0)[1:], scheme(9, 1.6)[1:]]))
+    per_shell = torch.zeros(3).index_add(0, sampling.shell, sampling.weights())
+    torch.testing.assert_close(per_shell, torch.tensor([1.0, 0.5, 0.5]))
+
+
+def test_averaged_b0_comes_first():
+    bvals = torch.tensor([1000.0, 0, 1000, 5])
+    t = GradientTable(bvals, torch.eye(3)[[0, 0, 1, 2]] * (bvals > 50)[:, None]).averaged_b0()
+    assert t.bvals.tolist() == [0.0, 1000.0, 1000.0]
+    assert t.b0_mask.tolist() == [True, False, False]
+    assert len(t) == 3
+
+
+def test_check_table_gives_unit_directions():
+    bvals, bvecs = table()
+    unit = check_table(bvals, bvecs * 1.005)
+    torch.testing.assert_close(unit, bvecs)
+
+
+def test_a_direction_that_is_no_number_at_b0_is_left_out():
+    bvals, bvecs = table()
+    bvecs[0] = torch.nan
+    assert torch.equal(check_table(bvals, bvecs)[0], torch.zeros(3))
+
+
+def spoil(field, index, value):
+    bvals, bvecs = table()
+    (bvals if field == "bvals" else bvecs)[index] = value
+    return bvals, bvecs
+
+
+@pytest.mark.parametrize(
+    ("bvals_bvecs", "words"),
+    [
+        ((torch.zeros(3), torch.zeros(4, 3)), "belong to different scans"),
+        (spoil("bvals", 2, torch.nan), "b-value of volume 2 is not a number"),
+        (spoil("bvals", 2, -5.0), "b-value of volume 2 is negative"),
+        (spoil("bvals", slice(None), 0.0), "this is no diffusion scan"),
+        (spoil("bvals", slice(1, None), 1.0), "multiply by 1000"),
+        (spoil("bvals", 0, 1000.0), "at least one b0 is needed"),
+        (spoil("bvecs", 3, torch.nan), "direction of volume 3 is not a number"),
+        (spoil("bvecs", 3, 0.0), "direction of volume 3 has length 0, not 1"),
+        (spoil("bvecs", 3, 0.9), "not 1"),
+        (table(5), "5 distinct directions; at least 6"),
+    ],
+)
+def test_a_table_that_cannot_be_right_is_refused(bvals_bvecs, words):
+    with pytest.raises(ValueError, match=words):
+        check_table(*bvals_bvecs, name="dwi.bvec")
+
+
+def test_a_table_for_another_number_of_volumes_is_refused():
+    with pytest.raises(ValueError, match=r"dwi.bvec: 9 entries for a scan of 8 volumes"):
+        check_table(*table(), volumes=8, name="dwi.bvec")
+
+
+def test_a_direction_at_b0_is_warned_about():
+    with pytest.warns(UserWarning, match="volume 0 has b = 0 s/mm² and a direction"):
+        check_table(*spoil("bvecs", 0, torch.tensor([1.0, 0, 0])))
+
+
+def test_repeated_and_opposite_directions_are_warned_about():
+    bvals, bvecs = table()
+    with pytest.warns(UserWarning, match="volumes 1 and 2 have the same direction"):
+        check_table(bvals, torch.cat([bvecs[:2], -bvecs[1:2], bvecs[3:]]))
