@@ -136,7 +136,8 @@ class QSampling:
         """
         count = torch.bincount(self.shell, minlength=len(self.length)).to(self.length)
         weighted = self.length > 0
-        share = torch.where(weighted, 1.0 / max(int(weighted.sum()), 1), 1.0)
+        share = torch.ones_like(self.length)
+        share[weighted] /= max(int(weighted.sum()), 1)
         return (share / count)[self.shell]
 
 

@@ -188,7 +188,7 @@ def check_nifti(path: str | Path, *, ndim: int) -> tuple[tuple[int, ...], np.nda
     ----------
     path : path
     ndim : int
-        Number of axes that the image must have, length-1 axes at the end not counted.
+        Number of axes that the image must have; 3 admits a fourth of length 1.
 
     Returns
     -------
@@ -225,7 +225,7 @@ def check_nifti(path: str | Path, *, ndim: int) -> tuple[tuple[int, ...], np.nda
             f"{path}: not a readable NIfTI file ({' '.join(str(e).split())}); copy or convert it again"
         ) from None
     shape = image.shape
-    while len(shape) > ndim and shape[-1] == 1:
+    while ndim == 3 and len(shape) > 3 and shape[-1] == 1:  # a mask with one volume
         shape = shape[:-1]
     if len(shape) != ndim:
         kind = "a diffusion scan has 4 (x, y, z, volume)" if ndim == 4 else "a mask has 3"

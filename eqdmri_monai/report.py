@@ -67,7 +67,7 @@ def colour_fa(dwi: np.ndarray, bvals: np.ndarray, bvecs: np.ndarray, mask: np.nd
 def picture(
     path: Path, dwi: np.ndarray, q_world: np.ndarray, affine: np.ndarray, probability: np.ndarray, brain: np.ndarray
 ) -> None:
-    """Write a PNG: b0, colour-coded FA and probability, in three planes through the most probable lesion.
+    """Write a PNG: b0, colour-coded FA and probability, in three planes through the largest lesion.
 
     Parameters
     ----------
@@ -88,10 +88,13 @@ def picture(
     bvals = B_UNIT * length**2
     bvecs = q_world / np.maximum(length, 1e-12)[:, None]
     b0 = dwi[..., length == 0].mean(-1)
-    smooth = ndimage.gaussian_filter(probability, 1.0) * brain
-    centre = np.unravel_index(smooth.argmax(), smooth.shape) if smooth.max() > 0.1 else None
-    if centre is None:
-        centre = np.round(ndimage.center_of_mass(brain)).astype(int)
+    labels, count = ndimage.label(probability > 0.5)
+    if count:  # the lesion with the most probability in it
+        best = 1 + int(np.argmax(ndimage.sum_labels(probability, labels, range(1, count + 1))))
+        centre = np.argwhere(labels == best).mean(0)
+    else:
+        centre = ndimage.center_of_mass(brain)
+    centre = np.round(centre).astype(int)
     figure = Figure(figsize=(11, 11), facecolor="black", layout="constrained")
     axes = figure.subplots(3, 3)
     names = ("L", "R"), ("P", "A"), ("I", "S")

@@ -186,7 +186,7 @@ class BrainMaskd(MapTransform):
             raise ValueError(
                 f"{file_of(mask)}: brain mask {tuple(mask.shape[1:])} for a scan {tuple(image.shape[1:])}; resample it"
             )
-        mask.set_array((mask > 0.5).to(torch.float32))
+        d[self.mask_key] = mask = (mask > 0.5).to(torch.float32)
         if not mask.any():
             raise ValueError(f"{file_of(mask)}: the brain mask is empty; give one as brain_mask")
         return d

@@ -5,7 +5,13 @@ from eqdmri_monai.bases import p_space, q_space, tp, tp1, tp_vec
 
 @pytest.mark.parametrize(
     ("basis", "counts"),
-    [(tp1, (2, 6, 9, 9)), (tp_vec, (1, 3, 1, 0)), (p_space, (1, 1, 1, 1)), (q_space, (1, 1, 1, 1)), (tp(0), (1, 1, 1, 1))],
+    [
+        (tp1, (2, 6, 9, 9)),
+        (tp_vec, (1, 3, 1, 0)),
+        (p_space, (1, 1, 1, 1)),
+        (q_space, (1, 1, 1, 1)),
+        (tp(0), (1, 1, 1, 1)),
+    ],
 )
 def test_number_of_angular_functions_of_each_degree(basis, counts):
     assert tuple(len(basis.pairs(l)) for l in range(4)) == counts

@@ -29,7 +29,10 @@ def test_the_network_has_the_papers_parameters():
     assert sum(p.numel() for p in radial_basis("cosine+fc", 3, 2.0).parameters()) == 5150
 
 
-@pytest.mark.parametrize(("name", "num", "words"), [("sine", 3, "must be cosine"), ("cosine+mlp", 3, "must be cosine"), ("cosine", 0, "at least 1")])
+@pytest.mark.parametrize(
+    ("name", "num", "words"),
+    [("sine", 3, "must be cosine"), ("cosine+mlp", 3, "must be cosine"), ("cosine", 0, "at least 1")],
+)
 def test_unknown_radial_bases_are_refused(name, num, words):
     with pytest.raises(ValueError, match=words):
         radial_basis(name, num, 1.0)

@@ -1,3 +1,5 @@
+import itertools
+
 import pytest
 import torch
 from e3nn import o3
@@ -33,11 +35,12 @@ def test_layer_is_its_kernel_summed_over_voxels():
     conv = PConv("1x0e+1x1e", "1x0e+1x1e", kernel_size=3, spacing=(1.0, 1.0, 2.0))
     x = torch.randn(1, 4, 4, 4, 4)
     expected = 0.5**0.5 * conv.self_connection(x)
-    for p_out in torch.cartesian_prod(*3 * [torch.arange(4)]):
-        for p_in in torch.cartesian_prod(*3 * [torch.arange(4)]):
-            if (p_out - p_in).abs().max() <= 1:
-                kernel = conv.kernel(((p_out - p_in) * torch.tensor([1.0, 1, 2]))[None])[0]
-                expected[0, :, *p_out] += kernel @ x[0, :, *p_in]
+    voxels = list(itertools.product(range(4), repeat=3))
+    for (a, b, c), (i, j, k) in itertools.product(voxels, voxels):
+        offset = torch.tensor([a - i, b - j, c - k])
+        if offset.abs().max() <= 1:
+            kernel = conv.kernel((offset * torch.tensor([1.0, 1, 2]))[None])[0]
+            expected[0, :, a, b, c] += kernel @ x[0, :, i, j, k]
     torch.testing.assert_close(conv(x), expected, rtol=0, atol=1e-9)
 
 

@@ -8,7 +8,9 @@ from eqdmri_monai.nn import QLengthPool
 def test_pool_is_a_weighted_mean_over_each_shell():
     pool, q = QLengthPool("2x0e+1x1e", num_radial=3), scheme(4, 1.0)
     x = torch.randn(2, 5, 5, 2, 2, 2)
-    by_length = [(pool.radial(torch.tensor(length)) @ pool.weight).repeat_interleave(pool.repeats) for length in (0.0, 1.0)]
+    by_length = [
+        (pool.radial(torch.tensor(length)) @ pool.weight).repeat_interleave(pool.repeats) for length in (0.0, 1.0)
+    ]
     expected = torch.einsum("i,bixyz->bixyz", by_length[0], x[:, :, 0])
     expected = expected + torch.einsum("i,bixyz->bixyz", by_length[1], x[:, :, 1:].mean(2))
     torch.testing.assert_close(pool(x, q), expected)

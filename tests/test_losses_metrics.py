@@ -1,0 +1,62 @@
+import pytest
+import torch
+from sklearn.metrics import average_precision_score, roc_auc_score
+
+from eqdmri_monai.losses import MaskedBCELoss
+from eqdmri_monai.metrics import VoxelRanking
+
+
+def target_of(label, mask):
+    return torch.cat([label, mask], dim=1)
+
+
+def test_loss_is_the_weighted_mean_over_voxels_of_the_brain():
+    logits, label = torch.randn(2, 1, 4, 4, 4), (torch.rand(2, 1, 4, 4, 4) > 0.7).double()
+    mask = (torch.rand(2, 1, 4, 4, 4) > 0.5).double()
+    p = torch.sigmoid(logits)
+    each = -(3.0 * label * p.log() + (1 - label) * (1 - p).log())
+    loss = MaskedBCELoss(3.0)(logits, target_of(label, mask))
+    torch.testing.assert_close(loss.double(), (each * mask).sum() / mask.sum(), rtol=1e-5, atol=0)
+
+
+def test_voxels_outside_the_brain_have_no_gradient():
+    logits, mask = torch.randn(1, 1, 4, 4, 4, requires_grad=True), torch.zeros(1, 1, 4, 4, 4)
+    mask[..., :2] = 1
+    MaskedBCELoss()(logits, target_of(torch.ones_like(mask), mask)).backward()
+    assert logits.grad[..., 2:].abs().max() == 0
+    assert logits.grad[..., :2].abs().min() > 0
+
+
+def test_an_empty_mask_gives_no_loss():
+    zeros = torch.zeros(1, 1, 2, 2, 2)
+    assert MaskedBCELoss()(zeros, target_of(zeros, zeros)) == 0
+
+
+def test_a_target_without_a_mask_is_refused():
+    with pytest.raises(ValueError, match="need a target of 1 labels and a mask"):
+        MaskedBCELoss()(torch.zeros(1, 1, 2, 2, 2), torch.zeros(1, 1, 2, 2, 2))
+
+
+@pytest.mark.parametrize(
+    ("score", "function"), [("auc", roc_auc_score), ("average_precision", average_precision_score)]
+)
+def test_scores_pool_the_voxels_of_all_brains(score, function):
+    metric = VoxelRanking(score)
+    pred, label = torch.rand(3, 1, 4, 4, 4), (torch.rand(3, 1, 4, 4, 4) > 0.6).double()
+    mask = (torch.rand(3, 1, 4, 4, 4) > 0.5).double()
+    for item in range(3):
+        metric(y_pred=pred[item : item + 1], y=target_of(label, mask)[item : item + 1])
+    inside = mask > 0.5
+    assert metric.aggregate() == pytest.approx(function(label[inside], pred[inside].float()))
+
+
+def test_a_score_without_lesions_is_not_a_number():
+    metric = VoxelRanking("auc")
+    zeros = torch.zeros(1, 1, 2, 2, 2)
+    metric(y_pred=zeros, y=target_of(zeros, zeros + 1))
+    assert metric.aggregate() != metric.aggregate()
+
+
+def test_unknown_scores_are_refused():
+    with pytest.raises(ValueError, match="score must be auc or average_precision"):
+        VoxelRanking("f1")
