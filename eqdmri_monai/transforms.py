@@ -189,6 +189,7 @@ class BrainMaskd(MapTransform):
         d[self.mask_key] = mask = (mask > 0.5).to(torch.float32)
         if not mask.any():
             raise ValueError(f"{file_of(mask)}: the brain mask is empty; give one as brain_mask")
+        mask.meta["filename_or_obj"] = file_of(image)  # results are named after the scan
         return d
 
 

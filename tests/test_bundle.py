@@ -1,0 +1,382 @@
+"""The bundle as a user runs it: inference, training, evaluation, and bad input."""
+
+import gzip
+import json
+import re
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from monai.bundle import ConfigWorkflow, verify_metadata
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from eqdmri_monai.gradients import GradientTable
+from eqdmri_monai.io import write_fsl, write_nifti
+from eqdmri_monai.networks import PQNet
+from eqdmri_monai.simulate import make_phantom, single_shell
+
+BUNDLE = Path(__file__).parents[1] / "bundle"
+CONFIGS = BUNDLE / "configs"
+NETWORK = {"irreps_pq": ["2x0e+1x1e"], "irreps_p": ["3x0e+1x1e"], "kernel_size": 3}
+SPACING = [6.0, 6.0, 6.0]
+SMALL = {"spacing": SPACING, **{f"network_def#{key}": value for key, value in NETWORK.items()}}
+
+
+@pytest.fixture(autouse=True)
+def _float32():
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.fixture(scope="module")
+def phantoms():
+    tables = [single_shell(n, b, np.random.default_rng(n)) for n, b in ((8, 1000.0), (10, 2000.0))]
+    return [make_phantom(s, t, shape=(24, 28, 20), spacing=(6, 6, 7), lesions=6) for s, t in enumerate(tables)]
+
+
+@pytest.fixture
+def cohort(tmp_path, phantoms):
+    """Two scans with labels, a datalist of them, and weights."""
+    items = []
+    for k, phantom in enumerate(phantoms):
+        write_nifti(tmp_path / f"s{k}.nii.gz", phantom.dwi, phantom.affine)
+        write_fsl(phantom.table, phantom.affine, tmp_path / f"s{k}")
+        write_nifti(tmp_path / f"s{k}_lesion.nii.gz", phantom.lesion.astype(np.uint8), phantom.affine)
+        write_nifti(tmp_path / f"s{k}_brain.nii.gz", phantom.brain.astype(np.uint8), phantom.affine)
+        items.append({"image": f"s{k}.nii.gz", "label": f"s{k}_lesion.nii.gz", "brain_mask": f"s{k}_brain.nii.gz"})
+    lists = {"training": items, "validation": items[:1], "testing": items}
+    (tmp_path / "scans.json").write_text(json.dumps(lists))
+    torch.manual_seed(0)
+    torch.save(PQNet(spacing=SPACING, **NETWORK).state_dict(), tmp_path / "model.pt")
+    return tmp_path
+
+
+def run(configs, **options) -> ConfigWorkflow:
+    """Run a bundle command in this process."""
+    workflow = ConfigWorkflow(
+        config_file=[str(CONFIGS / name) for name in configs],
+        meta_file=str(CONFIGS / "metadata.json"),
+        logging_file=False,
+        bundle_root=str(BUNDLE),
+        initialize=["$monai.utils.set_determinism(seed=0)"],  # one_line_errors is for command lines
+        **SMALL | options,
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        workflow.initialize()
+        workflow.run()
+        workflow.finalize()
+    return workflow
+
+
+def infer(dwi, cohort, output, **options) -> Path:
+    run(["inference.yaml"], dwi=str(dwi), weights=str(cohort / "model.pt"), output_dir=str(output), **options)
+    return Path(output)
+
+
+# --- inference
+
+
+def test_maps_lie_on_the_scans_own_grid(cohort):
+    out = infer(cohort / "s0.nii.gz", cohort, cohort / "out")
+    scan = nib.load(cohort / "s0.nii.gz")
+    names = {"s0_probability.nii.gz", "s0_lesion.nii.gz", "s0_brain.nii.gz", "s0_report.png", "s0_report.json"}
+    assert {path.name for path in out.iterdir()} == names
+    for name in ("probability", "lesion", "brain"):
+        image = nib.load(out / f"s0_{name}.nii.gz")
+        assert image.shape == scan.shape[:3]
+        np.testing.assert_allclose(image.affine, scan.affine, atol=1e-4)
+    probability, lesion, brain = (
+        nib.load(out / f"s0_{n}.nii.gz").get_fdata() for n in ("probability", "lesion", "brain")
+    )
+    assert 0 <= probability.min() < probability.max() <= 1
+    assert probability[brain == 0].max() == 0
+    np.testing.assert_array_equal(lesion, probability >= 0.5)
+
+
+def stored(phantom, codes: str, folder: Path) -> Path:
+    """Write the same scan in another storage order."""
+    image = nib.Nifti1Image(phantom.dwi, phantom.affine)
+    to = nib.orientations.ornt_transform(nib.io_orientation(phantom.affine), nib.orientations.axcodes2ornt(codes))
+    turned = image.as_reoriented(to)
+    write_nifti(folder / f"{codes}.nii.gz", np.asarray(turned.dataobj), turned.affine)
+    write_fsl(phantom.table, turned.affine, folder / codes)
+    return folder / f"{codes}.nii.gz"
+
+
+def in_ras(path: Path) -> np.ndarray:
+    return nib.as_closest_canonical(nib.load(path)).get_fdata()
+
+
+def test_storage_order_does_not_matter(cohort, phantoms):
+    maps = []
+    for codes in ("LAS", "RAS", "PSL", "IPR", "ALI"):
+        out = infer(stored(phantoms[0], codes, cohort), cohort, cohort / "out")
+        maps.append(in_ras(out / f"{codes}_probability.nii.gz"))
+    assert maps[0].std() > 0.01
+    for other in maps[1:]:
+        np.testing.assert_allclose(other, maps[0], rtol=0, atol=1e-5)
+
+
+def test_sign_of_gradients_and_order_of_volumes_do_not_matter(cohort, phantoms):
+    phantom, rng = phantoms[0], np.random.default_rng(0)
+    order = rng.permutation(len(phantom.table))
+    sign = torch.from_numpy(rng.choice([-1.0, 1.0], (len(order), 1)))
+    table = GradientTable(phantom.table.bvals[order], sign * phantom.table.bvecs[order])
+    write_nifti(cohort / "other.nii.gz", phantom.dwi[..., order], phantom.affine)
+    write_fsl(table, phantom.affine, cohort / "other")
+    a = infer(cohort / "s0.nii.gz", cohort, cohort / "a") / "s0_probability.nii.gz"
+    b = infer(cohort / "other.nii.gz", cohort, cohort / "b") / "other_probability.nii.gz"
+    np.testing.assert_allclose(in_ras(b), in_ras(a), rtol=0, atol=1e-5)
+
+
+def test_many_scans_of_different_schemes_run_in_one_call(cohort):
+    options = {"datalist": str(cohort / "scans.json"), "dwi": None}
+    (cohort / "scans.json").write_text(json.dumps({"testing": [{"image": "s0.nii.gz"}, {"image": "s1.nii.gz"}]}))
+    run(["inference.yaml"], weights=str(cohort / "model.pt"), output_dir=str(cohort / "out"), **options)
+    assert len(list((cohort / "out").glob("*_probability.nii.gz"))) == 2
+
+
+def test_bfloat16_gives_about_the_same(cohort):
+    a = infer(cohort / "s0.nii.gz", cohort, cohort / "a") / "s0_probability.nii.gz"
+    b = infer(cohort / "s0.nii.gz", cohort, cohort / "b", amp=True) / "s0_probability.nii.gz"
+    assert np.abs(in_ras(a) - in_ras(b)).max() < 0.05
+
+
+# --- training and evaluation
+
+
+def losses(folder: Path) -> list[float]:
+    """Training losses in the order of iterations, over all files of a folder."""
+    found = {}
+    for file in sorted(folder.glob("tensorboard/*")):
+        events = EventAccumulator(str(file)).Reload()
+        if "train_loss" in events.Tags()["scalars"]:
+            found |= {event.step: event.value for event in events.Scalars("train_loss")}
+    return [found[step] for step in sorted(found)]
+
+
+def train(cohort, output, **options):
+    return run(
+        ["train.yaml"],
+        datalist=str(cohort / "scans.json"),
+        output_dir=str(cohort / output),
+        crop_size=[8, 8, 8],
+        epochs=4,
+        val_interval=4,
+        save_interval=1,
+        **options,
+    )
+
+
+def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(cohort):
+    train(cohort, "unbroken")
+    train(cohort, "broken", **{"train#trainer#max_epochs": 2})
+    train(cohort, "broken", resume=str(cohort / "broken" / "models" / "checkpoint.pt"))
+    whole, parts = losses(cohort / "unbroken"), losses(cohort / "broken")
+    assert len(whole) == 8
+    np.testing.assert_allclose(parts, whole, rtol=0, atol=1e-6)
+    a, b = (torch.load(cohort / run / "models" / "model.pt", weights_only=True) for run in ("unbroken", "broken"))
+    for name, value in a.items():
+        torch.testing.assert_close(b[name], value, rtol=0, atol=1e-6)
+
+
+def test_trained_weights_are_evaluated(cohort):
+    train(cohort, "run")
+    run(
+        ["train.yaml", "evaluate.yaml"],
+        datalist=str(cohort / "scans.json"),
+        weights=str(cohort / "run" / "models" / "model.pt"),
+        output_dir=str(cohort / "eval"),
+    )
+    lines = (cohort / "eval" / "metrics.csv").read_text().splitlines()
+    metrics = {name: float(value) for name, value in (line.split("\t") for line in lines)}
+    assert set(metrics) == {"val_average_precision", "val_auc", "val_dice"}
+    assert 0 < metrics["val_auc"] <= 1
+
+
+def test_the_papers_way_of_training_runs(cohort):
+    run(
+        ["train.yaml", "../../configs/whole_brain.yaml"],
+        datalist=str(cohort / "scans.json"),
+        output_dir=str(cohort / "run"),
+        epochs=1,
+        val_interval=2,
+    )
+    assert len(losses(cohort / "run")) == 2
+
+
+def test_configs_have_the_ids_that_monai_looks_for(cohort):
+    options = {"datalist": str(cohort / "scans.json")}
+    workflow = ConfigWorkflow(
+        config_file=str(CONFIGS / "train.yaml"), meta_file=str(CONFIGS / "metadata.json"), logging_file=False,
+        workflow_type="train", bundle_root=str(BUNDLE), output_dir=str(cohort / "run"), **options,
+    )  # fmt: skip
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        workflow.initialize()
+        assert workflow.check_properties() in ([], None)
+    workflow = ConfigWorkflow(
+        config_file=str(CONFIGS / "inference.yaml"), meta_file=str(CONFIGS / "metadata.json"), logging_file=False,
+        workflow_type="infer", bundle_root=str(BUNDLE), **options,
+    )  # fmt: skip
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        workflow.initialize()
+        assert workflow.check_properties() in ([], None)
+
+
+def test_metadata_has_the_form_that_monai_demands(tmp_path):
+    required = [
+        "schema", "version", "monai_version", "pytorch_version", "numpy_version", "required_packages_version", "task",
+        "description", "authors", "copyright", "network_data_format",
+    ]  # fmt: skip
+    schema = {"type": "object", "required": required, "properties": {"changelog": {"type": "object"}}}
+    (tmp_path / "schema.json").write_text(json.dumps(schema))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the schema's hash is not checked
+        verify_metadata(meta_file=str(CONFIGS / "metadata.json"), filepath=str(tmp_path / "schema.json"))
+    metadata = json.loads((CONFIGS / "metadata.json").read_text())
+    assert metadata["version"] in metadata["changelog"]
+
+
+def test_shipped_weights_fit_the_configured_network():
+    workflow = ConfigWorkflow(
+        config_file=str(CONFIGS / "inference.yaml"), meta_file=str(CONFIGS / "metadata.json"), logging_file=False,
+        bundle_root=str(BUNDLE),
+    )  # fmt: skip
+    workflow.initialize()
+    workflow.parser.get_parsed_content("load_weights")
+
+
+# --- bad input: one sentence, and nothing is written
+
+
+def spoil_bvec(cohort, change):
+    path = cohort / "s0.bvec"
+    rows = np.loadtxt(path)
+    change(rows)
+    np.savetxt(path, rows)
+
+
+def set_nan(rows):
+    rows[:, 4] = np.nan
+
+
+def halve(rows):
+    rows *= 0.5
+
+
+def write_scan(cohort, dwi, affine=None):
+    image = nib.load(cohort / "s0.nii.gz")
+    new = nib.Nifti1Image(dwi(image.get_fdata(dtype=np.float32)), None if affine is not None else image.affine)
+    if affine is not None:
+        new.set_sform(affine, code=1)
+    nib.save(new, cohort / "s0.nii.gz")
+
+
+def put_nan(x):
+    x[3, 4, 5] = np.nan
+    return x
+
+
+def shear(cohort):
+    affine = nib.load(cohort / "s0.nii.gz").affine.copy()
+    affine[:3, 1] += 0.4 * affine[:3, 0]
+    write_scan(cohort, lambda x: x, affine)
+
+
+def cut_short(cohort):
+    path = cohort / "s0.nii.gz"
+    path.write_bytes(path.read_bytes()[:-5000])
+
+
+def empty_mask(cohort):
+    mask = nib.load(cohort / "s0_brain.nii.gz")
+    write_nifti(cohort / "s0_brain.nii.gz", np.zeros(mask.shape, np.uint8), mask.affine)
+    return {"brain_mask": str(cohort / "s0_brain.nii.gz")}
+
+
+def no_folder(cohort):
+    (cohort / "out").touch()
+
+
+BAD_INPUT = {
+    "count mismatch": (lambda c: write_scan(c, lambda x: x[..., :-1]), r"s0.bvec: 10 entries for a scan of 9 volumes"),
+    "missing table": (lambda c: (c / "s0.bvec").unlink(), r"s0.nii.gz: no gradient table; put s0.bval"),
+    "NaN table": (lambda c: spoil_bvec(c, set_nan), r"s0.bvec: direction of volume 4 is not a number"),
+    "directions not unit": (lambda c: spoil_bvec(c, halve), r"s0.bvec: direction of volume 2 has length 0.5, not 1"),
+    "b-values all 0": (lambda c: (c / "s0.bval").write_text("0 " * 10), r"s0.bvec: all b-values are 50 s/mm² or less"),
+    "NaN image": (lambda c: write_scan(c, put_nan), r"s0.nii.gz: 10 voxels are not finite"),
+    "all-zero image": (lambda c: write_scan(c, lambda x: 0 * x), r"s0.nii.gz: every voxel is 0"),
+    "3D image": (lambda c: write_scan(c, lambda x: x[..., 0]), r"s0.nii.gz: 3 axes \(24, 28, 20\)"),
+    "truncated gz": (cut_short, r"s0.nii.gz: the file is cut short"),
+    "sheared affine": (shear, r"s0.nii.gz: affine has sheared voxel axes"),
+    "empty mask": (empty_mask, r"s0_brain.nii.gz: the brain mask is empty"),
+    "another number of classes": (
+        lambda c: {"network_def#irreps_out": "3x0e"},
+        r"model.pt: weights of another network",
+    ),
+    "weights of another network": (lambda c: {"network_def#irreps_pq": ["4x0e"]}, r"model.pt: weights of another netw"),
+    "no weights": (lambda c: (c / "model.pt").unlink(), r"model.pt: no such file; train first"),
+    "unwritable output": (no_folder, r"out: cannot write results there"),
+    "no scan": (lambda c: (c / "s0.nii.gz").unlink(), r"s0.nii.gz: no such file"),
+}
+
+
+def cause(error: BaseException) -> BaseException:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
+@pytest.mark.parametrize("case", BAD_INPUT)
+def test_bad_input_ends_in_one_sentence_and_writes_nothing(cohort, case):
+    spoil, words = BAD_INPUT[case]
+    changed = spoil(cohort)
+    options = changed if isinstance(changed, dict) else {}
+    with pytest.raises((ValueError, FileNotFoundError, RuntimeError)) as error:
+        infer(cohort / "s0.nii.gz", cohort, cohort / "out", **options)
+    sentence = str(cause(error.value))
+    assert re.search(words, sentence), sentence
+    assert "\n" not in sentence
+    assert not (cohort / "out").is_dir() or list((cohort / "out").iterdir()) == []
+
+
+def test_labels_of_another_number_of_classes_are_refused(cohort):
+    label = nib.load(cohort / "s0_lesion.nii.gz")
+    write_nifti(cohort / "s0_lesion.nii.gz", 3 * np.asarray(label.dataobj), label.affine)
+    with pytest.raises(RuntimeError) as error:
+        train(cohort, "run")
+    assert re.search(r"s0_lesion.nii.gz: label of 1 channels with values \[0.0, 3.0\]", str(cause(error.value)))
+
+
+# --- as a command, from elsewhere
+
+
+def command(cohort, *more) -> subprocess.CompletedProcess:
+    options = [f"--{key}={value}" for key, value in SMALL.items()]
+    return subprocess.run(
+        [sys.executable, "-m", "monai.bundle", "run", "--config_file", str(CONFIGS / "inference.yaml"),
+         "--bundle_root", str(BUNDLE), "--weights", "model.pt", *options, *more],
+        cwd=cohort, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+
+def test_the_command_runs_from_any_folder(cohort):
+    done = command(cohort, "--dwi", "s0.nii.gz", "--output_dir", "out")
+    assert done.returncode == 0, done.stderr
+    assert (cohort / "out" / "s0_probability.nii.gz").exists()
+
+
+def test_the_command_ends_with_one_sentence_on_bad_input(cohort):
+    (cohort / "s0.nii.gz").write_bytes(gzip.compress(b"nothing"))
+    done = command(cohort, "--dwi", "s0.nii.gz", "--output_dir", "out")
+    assert done.returncode != 0
+    assert "Traceback" not in done.stderr
+    assert re.search(r"error: .*s0.nii.gz: not a readable NIfTI file", done.stderr.splitlines()[-1]), done.stderr
+    assert not any((cohort / "out").iterdir())
