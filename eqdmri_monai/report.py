@@ -65,7 +65,14 @@ def colour_fa(dwi: np.ndarray, bvals: np.ndarray, bvecs: np.ndarray, mask: np.nd
 
 
 def picture(
-    path: Path, dwi: np.ndarray, q_world: np.ndarray, affine: np.ndarray, probability: np.ndarray, brain: np.ndarray
+    path: Path,
+    dwi: np.ndarray,
+    q_world: np.ndarray,
+    affine: np.ndarray,
+    probability: np.ndarray,
+    brain: np.ndarray,
+    *,
+    outline: np.ndarray | None = None,
 ) -> None:
     """Write a PNG: b0, colour-coded FA and probability, in three planes through the largest lesion.
 
@@ -78,18 +85,21 @@ def picture(
     affine : array, shape (4, 4)
         mm.
     probability, brain : array, shape (X, Y, Z)
+    outline : array, shape (X, Y, Z)
+        Lesions to draw as outlines, such as those drawn by hand; planes then go through the largest of them.
     """
     # Show every scan in RAS, whatever its storage order.
     to_ras = nib.orientations.io_orientation(affine)
     turn = lambda a: nib.orientations.apply_orientation(a, to_ras)  # noqa: E731
     voxel = nib.affines.voxel_sizes(affine)[np.argsort(to_ras[:, 0])]
     dwi, probability, brain = turn(dwi), turn(probability), turn(brain) > 0.5
+    outline = None if outline is None else turn(outline) > 0.5
     length = np.linalg.norm(q_world, axis=1)
     bvals = B_UNIT * length**2
     bvecs = q_world / np.maximum(length, 1e-12)[:, None]
     b0 = dwi[..., length == 0].mean(-1)
-    labels, count = ndimage.label(probability > 0.5)
-    if count:  # the lesion with the most probability in it
+    labels, count = ndimage.label(probability > 0.5 if outline is None else outline)
+    if count:  # the lesion that holds the most probability
         best = 1 + int(np.argmax(ndimage.sum_labels(probability, labels, range(1, count + 1))))
         centre = np.argwhere(labels == best).mean(0)
     else:
@@ -112,6 +122,8 @@ def picture(
             if column == 2:
                 p = np.swapaxes(probability[cut].squeeze(axis), 0, 1)
                 shown = ax.imshow(np.ma.masked_less(p, 0.05), cmap="inferno", vmin=0, vmax=1, alpha=0.8, **show)
+                if outline is not None:
+                    ax.contour(np.swapaxes(outline[cut].squeeze(axis), 0, 1), [0.5], colors="cyan", linewidths=1)
             if row == 0:
                 ax.set_title(title, color="white")
             ax.set_axis_off()

@@ -35,7 +35,7 @@ def main() -> None:
         scans = str(folder / "scan" / "scans.json")
         run(*monai_run(str(configs[1:]), bundle), "--datalist", scans, "--output_dir", str(evaluation))
         with (evaluation / "metrics.csv").open() as file:
-            metrics = {name: float(value) for name, value in csv.reader(file, delimiter="\t")}
+            metrics = {name: float(value) for name, value in csv.reader(file)}
 
     stem = dwi.name.removesuffix(".gz").removesuffix(".nii")
     record = json.loads((results / f"{stem}_report.json").read_text())

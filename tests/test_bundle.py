@@ -194,7 +194,7 @@ def test_trained_weights_are_evaluated(cohort):
         output_dir=str(cohort / "eval"),
     )
     lines = (cohort / "eval" / "metrics.csv").read_text().splitlines()
-    metrics = {name: float(value) for name, value in (line.split("\t") for line in lines)}
+    metrics = {name: float(value) for name, value in (line.split(",") for line in lines)}
     assert set(metrics) == {"val_average_precision", "val_auc", "val_dice"}
     assert 0 < metrics["val_auc"] <= 1
 

@@ -73,11 +73,14 @@ def test_a_map_given_at_q_alone_counts_at_minus_q_too(case):
 @pytest.mark.parametrize("antipodal", [False, True])
 def test_fewer_q_out_are_a_part_of_all(antipodal):
     conv, q = layer(CASES[1], antipodal=antipodal), scheme(5, 1.0)
-    x = torch.randn(1, conv.irreps_in.dim, len(q), 3, 3, 3)
+    x = torch.randn(1, conv.irreps_in.dim, (1 + antipodal) * len(q), 3, 3, 3)
+    x[:, :, -len(q)] = x[:, :, 0]  # b0 at +0 and at -0
     keep = torch.tensor([4, 0, 2])
     full, part = conv(x, q), conv(x, q, q[keep])
+    opposite = conv(x, q, -q[keep]) if antipodal else part
     keep = torch.cat([keep, keep + len(q)]) if antipodal else keep
     torch.testing.assert_close(part, full[:, :, keep], rtol=0, atol=1e-9)
+    torch.testing.assert_close(opposite, part.roll(3 * antipodal, dims=2), rtol=0, atol=1e-9)
 
 
 def test_a_new_q_out_has_no_self_connection():
