@@ -52,8 +52,33 @@ class FilterBasis:
         return [(l, l_p, l_q) for l in triangle(l_out, l_in) for l_p, l_q in self.pairs(l)]
 
 
+@dataclass(frozen=True)
+class DifferenceBasis:
+    """The family of filters whose angular part is the harmonics of Δp - (q_out - q_in).
+
+    Δp counts in units of the kernel's radius, q in units of the longest q.
+
+    Parameters
+    ----------
+    name : str
+        The paper's name.
+
+    Source
+    ------
+    Müller et al., eq. 20 and 25.
+    """
+
+    name: str = "pq-difference"
+    over_p = over_q = True
+
+    def paths(self, l_out: int, l_in: int) -> list[tuple[int, None, None]]:
+        """Return all (l_filter, None, None) from inputs of degree l_in to outputs of degree l_out (eq. 1)."""
+        return [(l, None, None) for l in triangle(l_out, l_in)]
+
+
 p_space = FilterBasis("p-space", over_q=False)  # Müller et al., eq. 23
 q_space = FilterBasis("q-space", over_p=False)  # eq. 24
+pq_diff = DifferenceBasis()  # eq. 25
 tp_vec = FilterBasis("TP-vec", vectors_only=True)  # eq. 26, section 3.2.5
 
 
@@ -65,10 +90,15 @@ def tp(reach: int) -> FilterBasis:
 tp1 = tp(1)
 
 
+def filter_coupling(l_filter: int, l_in: int, l_out: int) -> Tensor:
+    """Coefficients (m_out, m_filter, m_in) with which a filter of degree l_filter acts on an input (eq. 8)."""
+    return coupling(l_filter, l_in, l_out)
+
+
 @cache
 def _path_tensor(l_out: int, l_in: int, l_filter: int, l_p: int, l_q: int) -> Tensor:
     """Return the fixed numbers of one path, shape (m_out, m_in, m_p, m_q): both couplings contracted over m_filter."""
-    return torch.einsum("ofi,fpq->oipq", coupling(l_filter, l_in, l_out), coupling(l_p, l_q, l_filter))
+    return torch.einsum("ofi,fpq->oipq", filter_coupling(l_filter, l_in, l_out), coupling(l_p, l_q, l_filter))
 
 
 def angular_tensor(basis: FilterBasis, l_out: int, l_in: int, offset: Tensor, lmax_q: int) -> Tensor:

@@ -5,7 +5,7 @@ from e3nn import o3
 from torch import Tensor, nn
 
 from eqdmri_monai.bases import p_space
-from eqdmri_monai.nn.filter_weights import FilterWeights
+from eqdmri_monai.nn.filter_weights import ProductFilters
 from eqdmri_monai.nn.linear import Linear
 
 
@@ -93,7 +93,7 @@ class PConv(nn.Module):
         self.kernel_size = kernel_size
         lattice, radius = kernel_lattice(kernel_size, spacing)
         self.register_buffer("lattice", lattice, persistent=False)
-        self.filters = FilterWeights(
+        self.filters = ProductFilters(
             p_space, self.irreps_in, self.irreps_out, lmax_q=0, lattice=lattice, radius=radius,
             radial_p=radial, num_radial_p=num_radial, noise_gain=2.0,  # the self-connection has the other half
             smooth_share=0.25,  # what gates give is far from white

@@ -17,9 +17,9 @@ from e3nn import o3
 from torch import Tensor, nn
 
 from eqdmri_monai.bases.angular import ZERO_OFFSET, harmonics
-from eqdmri_monai.bases.filters import FilterBasis, max_lq, tp1
+from eqdmri_monai.bases.filters import DifferenceBasis, FilterBasis, max_lq, tp1
 from eqdmri_monai.gradients import QSampling
-from eqdmri_monai.nn.filter_weights import FilterWeights
+from eqdmri_monai.nn.filter_weights import DifferenceFilters, ProductFilters
 from eqdmri_monai.nn.linear import Linear
 from eqdmri_monai.nn.p_conv import check_irreps, conv3d, kernel_lattice, spread_bias
 
@@ -101,7 +101,7 @@ class PQConv(nn.Module):
     ----------
     irreps_in, irreps_out : o3.Irreps
         Types of the feature maps, even labels.
-    bases : sequence of FilterBasis
+    bases : sequence of FilterBasis and DifferenceBasis
         Their filters are summed.
     kernel_size : int
         Voxels along each axis, odd.
@@ -151,20 +151,28 @@ class PQConv(nn.Module):
         )
         if not bases:
             raise ValueError("bases must name at least one filter basis, got an empty list")
-        self.kernel_size, self.antipodal = kernel_size, antipodal
-        self.lmax_q = max_lq(bases, self.irreps_in, self.irreps_out)
+        self.kernel_size, self.antipodal, self.num_bases = kernel_size, antipodal, len(bases)
+        products = [basis for basis in bases if isinstance(basis, FilterBasis)]
+        differences = [basis for basis in bases if isinstance(basis, DifferenceBasis)]
+        self.lmax_q = max_lq(products, self.irreps_in, self.irreps_out)
         lattice, radius = kernel_lattice(kernel_size, spacing)
         self.register_buffer("lattice", lattice, persistent=False)
+        options = {
+            "lattice": lattice,
+            "radius": radius,
+            "radial_p": radial_p,
+            "num_radial_p": num_radial_p,
+            "num_radial_q_out": num_radial_q_out,
+            "num_radial_q_in": num_radial_q_in,
+            "q_max": q_max,
+            "noise_gain": 4.0 * len(bases),  # b0 and shells each give 1, the self-connection as much as both
+            "smooth_share": 0.1,
+        }
+        irreps = self.irreps_in, self.irreps_out
         self.filters = nn.ModuleList(
-            FilterWeights(
-                basis, self.irreps_in, self.irreps_out, lmax_q=self.lmax_q, lattice=lattice, radius=radius,
-                radial_p=radial_p, num_radial_p=num_radial_p, num_radial_q_out=num_radial_q_out,
-                num_radial_q_in=num_radial_q_in, q_max=q_max,
-                noise_gain=4.0 * len(bases),  # b0 and shells each give 1, the self-connection as much as both
-                smooth_share=0.1,
-            )
-            for basis in bases
-        )  # fmt: skip
+            ProductFilters(basis, *irreps, lmax_q=self.lmax_q, **options) for basis in products
+        )
+        self.differences = nn.ModuleList(DifferenceFilters(basis, *irreps, **options) for basis in differences)
         self.self_connections = nn.ModuleList(Linear(self.irreps_in, self.irreps_out) for _ in bases)
         self.bias = nn.Parameter(torch.zeros(self.irreps_out.count("0e")))
 
@@ -183,8 +191,12 @@ class PQConv(nn.Module):
         Tensor, shape (N, Q_out, irreps_out.dim, Q_in, irreps_in.dim)
             Without quadrature weights and self-connection.
         """
-        filters = self._filters(offset, q_out.norm(dim=-1), q_in.norm(dim=-1), on_lattice=False)
-        return torch.einsum("qroimn,qrm->nqori", filters, harmonics(self.lmax_q, q_out[:, None] - q_in))
+        kernel = self._dense(offset, q_out, q_in)
+        if self.filters:
+            filters = self._filters(offset, q_out.norm(dim=-1), q_in.norm(dim=-1), on_lattice=False)
+            sh = harmonics(self.lmax_q, q_out[:, None] - q_in)
+            kernel = kernel + torch.einsum("qroimn,qrm->nqori", filters, sh)
+        return kernel
 
     def grid_kernel(self, mixing: QMixing) -> Tensor:
         """Return the p-kernels between shells, shape (S_out, S_in, dim_out, dim_in, (lmax_q + 1)², X, Y, Z)."""
@@ -280,6 +292,32 @@ class PQConv(nn.Module):
         tuple of Tensor, each (B, irreps_out.dim, n, X, Y, Z)
             At q_out; with `antipodal`, also at -q_out.
         """
+        if not self.differences:
+            return self._convolve_products(prepared, index)
+        products, q_out = self._convolve_products(prepared, index), prepared.mixing.sampling_out.q[index]
+        return tuple(
+            y + self._convolve_dense(prepared, sign * q_out) for sign, y in zip((1, -1), products, strict=False)
+        )
+
+    def _convolve_dense(self, prepared: "Prepared", q_out: Tensor) -> Tensor:
+        """Convolve with the bases that do not factor, from all volumes at once; (B, dim_out, n, X, Y, Z)."""
+        q_in, weight = prepared.mixing.sampling_in.q, prepared.mixing.weight
+        with torch.autocast(self.lattice.device.type, enabled=False):
+            if self.antipodal:
+                ways = [self._dense(self.lattice, q_out, sign * q_in) for sign in (1, -1)]
+                kernels = [0.5 * (ways[0] + ways[1]), 0.5 * (ways[0] - ways[1])]  # meet the even and the odd part
+            else:
+                kernels = [self._dense(self.lattice, q_out, q_in)]
+            kernels = [
+                (weight[:, None] * k).permute(1, 2, 4, 3, 0).unflatten(-1, 3 * (self.kernel_size,)) for k in kernels
+            ]  # [q, o, i, r, x, y, z]
+        fields = prepared.fields
+        x = torch.cat([f.flatten(1, 2) for f in fields], dim=1)
+        kernel = torch.cat([k.flatten(0, 1).flatten(1, 2) for k in kernels[: len(fields)]], dim=1)
+        return conv3d(x, kernel).unflatten(1, (len(q_out), -1)).transpose(1, 2)
+
+    def _convolve_products(self, prepared: "Prepared", index: Tensor) -> tuple[Tensor, ...]:
+        """Convolve with the product bases, self-connection and bias; returns what `convolve` does."""
         x, mixing = prepared.fields[0], prepared.mixing
         if not self.antipodal:
             return (self._part(prepared, index, x, [(x, mixing.minus, range(1, self.lmax_q + 1))], even=True),)
@@ -337,7 +375,7 @@ class PQConv(nn.Module):
             parts.append(torch.einsum("qm,bmoxyz->boqxyz", towards, shared[:, ms]))
         if own is not None:
             same = (mixing.same if even else mixing.opposite)[index]
-            matrix = (0.5 / len(self.filters)) ** 0.5 * sum(c.matrix() for c in self.self_connections)
+            matrix = (0.5 / self.num_bases) ** 0.5 * sum(c.matrix() for c in self.self_connections)
             parts.append(torch.einsum("oi,qr,birxyz->boqxyz", matrix, same, own))
         return sum(parts) if parts else None
 
@@ -345,5 +383,12 @@ class PQConv(nn.Module):
         """Return the bias on every output component, shape (irreps_out.dim,); zero but for scalars."""
         return spread_bias(self.bias, self.irreps_out)
 
+    def _dense(self, offset: Tensor, q_out: Tensor, q_in: Tensor) -> Tensor:
+        """Kernels of the bases that do not factor, shape (N, Q_out, dim_out, Q_in, dim_in)."""
+        size = len(offset), len(q_out), self.irreps_out.dim, len(q_in), self.irreps_in.dim
+        return sum((d(offset, q_out, q_in) for d in self.differences), offset.new_zeros(size))
+
     def _filters(self, offset: Tensor, length_out: Tensor, length_in: Tensor, *, on_lattice: bool) -> Tensor:
-        return sum(f(offset, length_out, length_in, on_lattice=on_lattice) for f in self.filters)
+        size = len(length_out), len(length_in), self.irreps_out.dim, self.irreps_in.dim, (self.lmax_q + 1) ** 2
+        filters = (f(offset, length_out, length_in, on_lattice=on_lattice) for f in self.filters)
+        return sum(filters, offset.new_zeros(*size, len(offset)))

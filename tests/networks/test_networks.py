@@ -2,7 +2,7 @@ import pytest
 import torch
 from rotation import cube_rotations, scheme, turn_features, turn_grid
 
-from eqdmri_monai.bases import p_space, q_space, tp1, tp_vec
+from eqdmri_monai.bases import p_space, pq_diff, q_space, tp1, tp_vec
 from eqdmri_monai.networks import PlainCNN, PQNet, load_weights
 
 SMALL = {"irreps_p": ("4x0e+2x1e", "3x0e+1x1e+1x2e"), "kernel_size": 3, "num_radial_q": 2}
@@ -12,6 +12,7 @@ NETWORKS = [
     {"bases": (tp_vec,), "irreps_out": "1x0e+1x1e+1x2e"},
     {"bases": (p_space, q_space), "radial_p": "Gaussian"},
     {"irreps_pq": ("2x0e+1x1e", "2x0e+1x1e")},
+    {"bases": (pq_diff, p_space)},
 ]
 
 
@@ -51,7 +52,7 @@ def test_order_of_volumes_does_not_matter(options):
     torch.testing.assert_close(net(image[:, order], q[order]), net(image, q), rtol=0, atol=1e-9)
 
 
-@pytest.mark.parametrize("options", [NETWORKS[0], NETWORKS[2], NETWORKS[3], NETWORKS[4]])
+@pytest.mark.parametrize("options", [NETWORKS[0], *NETWORKS[2:]])
 def test_the_sign_of_a_gradient_does_not_matter(options):
     net, q = network(options), scheme(5, 1.0, 1.4)
     image, sign = torch.randn(1, len(q), 4, 4, 4), torch.randint(0, 2, (len(q), 1)) * 2.0 - 1
@@ -122,9 +123,13 @@ def test_features_keep_their_size_through_every_layer(directions):
     assert mean.max() < 3.0, mean
 
 
-def test_the_papers_best_model_has_its_number_of_parameters():
-    net = PQNet(num_radial_q=16, num_radial_reduction=39)
-    assert sum(p.numel() for p in net.parameters()) == 662398
+@pytest.mark.parametrize(
+    ("bases", "count"),
+    [((tp1,), 662398), ((tp_vec,), 367998), ((pq_diff, p_space), 271509), ((pq_diff, q_space), 269449)],
+)
+def test_networks_have_the_papers_number_of_parameters(bases, count):
+    net = PQNet(bases=bases, num_radial_q=16, num_radial_reduction=39)
+    assert sum(p.numel() for p in net.parameters()) == count
 
 
 def test_the_state_dict_holds_parameters_alone():

@@ -3,7 +3,7 @@ import torch
 from e3nn import o3
 from rotation import cube_rotations, scheme, turn_features
 
-from eqdmri_monai.bases import p_space, q_space, tp, tp1, tp_vec
+from eqdmri_monai.bases import p_space, pq_diff, q_space, tp, tp1, tp_vec
 from eqdmri_monai.nn import PQConv
 from eqdmri_monai.nn.linear import Linear
 
@@ -13,6 +13,8 @@ CASES = [
     ("1x0e+1x1e+1x2e", "1x0e+1x1e", (p_space, q_space, tp(0))),
     ("2x0e", "1x0e+1x3e", (tp(2), tp_vec)),
     ("1x0e", "1x0e", (p_space,)),
+    ("1x0e", "2x0e+1x1e+1x2e", (pq_diff,)),
+    ("1x0e+1x1e", "1x0e+1x1e", (pq_diff, p_space, q_space)),
 ]
 
 
@@ -31,7 +33,7 @@ def dense(conv: PQConv, x, q_in, q_out, same):
     kernel = kernel.permute(1, 2, 4, 3, 0).unflatten(-1, 3 * (conv.kernel_size,)).flatten(0, 1).flatten(1, 2)
     y = torch.nn.functional.conv3d(x.flatten(1, 2), kernel, padding=conv.kernel_size // 2)
     y = y.unflatten(1, (len(q_out), -1)).transpose(1, 2)
-    matrix = sum(c.matrix() for c in conv.self_connections) * (0.5 / len(conv.filters)) ** 0.5
+    matrix = sum(c.matrix() for c in conv.self_connections) * (0.5 / conv.num_bases) ** 0.5
     y = y + torch.einsum("oi,qr,birxyz->boqxyz", matrix, same, x)
     return y + conv.scalar_bias()[:, None, None, None, None]
 
