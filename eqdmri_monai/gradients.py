@@ -141,6 +141,53 @@ class QSampling:
         return (share / count)[self.shell]
 
 
+def spread_subset(q: Tensor, count: int) -> Tensor:
+    """Choose b0 and well-spread q-vectors from a scan's own.
+
+    Starts at the most isolated q-vector (least electrostatic energy among all ±q) and goes on with the one farthest
+    from all that were chosen. Only products q·q' enter, so that a rotation, the order and the signs of q do not matter
+    (where two q-vectors are exactly equivalent, the earlier one is taken).
+
+    Parameters
+    ----------
+    q : Tensor, shape (Q, 3)
+    count : int
+        Number to keep; the first is b0 where there is one.
+
+    Returns
+    -------
+    Tensor, shape (count,), int64
+        Indices.
+
+    Raises
+    ------
+    ValueError
+        When count is not between 1 and the number of q-vectors.
+
+    Source
+    ------
+    Müller et al., 4.2, "gradual"; farthest-point sampling: Gonzalez 1985, doi:10.1016/0304-3975(85)90224-5.
+    """
+    if not 1 <= count <= len(q):
+        raise ValueError(f"count must be between 1 and the number of q-vectors, {len(q)}, got {count}")
+    sampling = QSampling.of(q.detach().to("cpu", torch.float64))
+    product = sampling.q @ sampling.q.T
+    square = product.diagonal()
+    distance = (square[:, None] + square - 2 * product.abs()).clamp(min=0).sqrt()  # to the nearer one of ±q
+    other = (square[:, None] + square + 2 * product.abs()).sqrt()
+    energy = (1 / distance.clamp(min=1e-3) + 1 / other.clamp(min=1e-3)).fill_diagonal_(0).sum(1)
+    weighted = sampling.length[sampling.shell] > 0
+    b0 = (~weighted).nonzero().flatten().tolist()
+    chosen = b0[:1]
+    while len(chosen) < min(count, len(q) - len(b0[1:])):
+        seeds = [i for i in chosen if weighted[i]]
+        nearest = distance[:, seeds].min(dim=1).values if seeds else torch.ones_like(energy)
+        nearest[chosen + b0] = -1.0
+        farthest = nearest > nearest.max() - 1e-9
+        chosen.append(int(torch.where(farthest, energy, torch.inf).argmin()))
+    return torch.tensor((chosen + b0[1:])[:count], device=q.device)
+
+
 def check_table(bvals: Tensor, bvecs: Tensor, *, volumes: int | None = None, name: str = "gradient table") -> Tensor:
     """Refuse a gradient table that cannot be right and warn about one that may be wrong.
 

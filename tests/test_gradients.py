@@ -1,9 +1,10 @@
 import pytest
 import torch
 from dipy.core.gradients import unique_bvals_tolerance
+from e3nn import o3
 from rotation import scheme
 
-from eqdmri_monai.gradients import GradientTable, QSampling, check_table, q_vectors, shells
+from eqdmri_monai.gradients import GradientTable, QSampling, check_table, q_vectors, shells, spread_subset
 
 
 def table(directions=8, bvals=None):
@@ -47,6 +48,33 @@ def test_weights_average_each_shell_and_then_the_shells():
     sampling = QSampling.of(torch.cat([torch.zeros(2, 3), scheme(5, 1.0)[1:], scheme(9, 1.6)[1:]]))
     per_shell = torch.zeros(3).index_add(0, sampling.shell, sampling.weights())
     torch.testing.assert_close(per_shell, torch.tensor([1.0, 0.5, 0.5]))
+
+
+@pytest.mark.parametrize("count", [1, 2, 7, 20])
+def test_a_spread_subset_does_not_depend_on_rotation_order_or_sign(count):
+    q, R = scheme(20, 1.0, 1.5), o3.rand_matrix()
+    order, sign = torch.randperm(len(q)), torch.randint(0, 2, (len(q), 1)) * 2.0 - 1
+    chosen = spread_subset(q, count)
+    assert chosen[0] == 0
+    assert len(set(chosen.tolist())) == count
+    assert torch.equal(order[spread_subset((sign * q @ R.T)[order], count)], chosen)
+
+
+def test_a_spread_subset_is_spread():
+    q = scheme(60, 1.0)
+
+    def closest(v):
+        return ((v @ v.T).abs() - 2 * torch.eye(len(v))).max()
+
+    assert closest(q[spread_subset(q, 7)][1:]) < 0.7  # cosine; 6 directions cannot be below 0.45
+    assert closest(q[1:7]) > 0.7
+
+
+def test_all_of_a_scheme_is_a_subset_of_it():
+    q = scheme(6, 1.0)
+    assert sorted(spread_subset(q, 7).tolist()) == list(range(7))
+    with pytest.raises(ValueError, match="number of q-vectors, 7, got 8"):
+        spread_subset(q, 8)
 
 
 def test_averaged_b0_comes_first():

@@ -1,5 +1,6 @@
 """The whole network: layers over p and q, a sum over q, layers over p."""
 
+import itertools
 from collections.abc import Sequence
 
 import torch
@@ -92,13 +93,8 @@ class PQNet(nn.Module):
             self.pq_gates.append(gate)
             irreps = gate.irreps_out
         self.pool = QLengthPool(irreps, num_radial=num_radial_reduction, q_max=q_max)
-        layers = []
-        for irreps_hidden in irreps_p:
-            gate = Gate(irreps_hidden)
-            layers += [PConv(irreps, gate.irreps_in, **p_options), gate]
-            irreps = gate.irreps_out
         self.irreps_out = o3.Irreps(irreps_out)
-        self.p_layers = nn.Sequential(*layers, PConv(irreps, self.irreps_out, **p_options))
+        self.p_layers = p_stack([irreps, *irreps_p, irreps_out], **p_options)
 
     def forward(self, image: Tensor, q: Tensor | None = None) -> Tensor:
         """
@@ -118,7 +114,7 @@ class PQNet(nn.Module):
         ValueError
             When q is missing, differs within the batch, or has another number of volumes than the image.
         """
-        q = self._scheme(image, q)
+        q = check_scheme(image, self.q if q is None else q)
         x = image[:, None]  # [b, i, q, x, y, z]
         for conv, gate in zip(self.pq_convs[:-1], self.pq_gates[:-1], strict=True):
             x = gate(conv(x, q, chunk=self.chunk))
@@ -141,17 +137,32 @@ class PQNet(nn.Module):
                 total = total + pooled(index)
         return total
 
-    def _scheme(self, image: Tensor, q: Tensor | None) -> Tensor:
-        if image.ndim != 5:
-            raise ValueError(f"image must be (B, Q, X, Y, Z), got {tuple(image.shape)}")
-        if q is None:
-            if self.q is None:
-                raise ValueError("the network needs the q-vectors of this scan: call network(image, q)")
-            q = self.q
-        if q.ndim == 3:
-            if not torch.equal(q, q[:1].expand_as(q)):
-                raise ValueError("all items of a batch must have the same q-vectors; batch crops of one scan only")
-            q = q[0]
-        if q.shape != (image.shape[1], 3):
-            raise ValueError(f"q has shape {tuple(q.shape)} but the image has {image.shape[1]} volumes")
-        return q.to(image.device)
+
+def p_stack(irreps: Sequence[o3.Irreps | str], **options) -> nn.Sequential:
+    """`PConv` between each two types, with a `Gate` after all but the last; options go to `PConv`."""
+    layers = []
+    for irreps_in, irreps_hidden in itertools.pairwise(irreps[:-1]):
+        gate = Gate(irreps_hidden)
+        layers += [PConv(irreps_in, gate.irreps_in, **options), gate]
+    return nn.Sequential(*layers, PConv(irreps[-2], irreps[-1], **options))
+
+
+def check_scheme(image: Tensor, q: Tensor | None) -> Tensor:
+    """Return the one set of q-vectors (Q, 3) of a batch, on the image's device.
+
+    Raises
+    ------
+    ValueError
+        When q is missing, differs within the batch, or has another number of volumes than the image (B, Q, X, Y, Z).
+    """
+    if image.ndim != 5:
+        raise ValueError(f"image must be (B, Q, X, Y, Z), got {tuple(image.shape)}")
+    if q is None:
+        raise ValueError("the network needs the q-vectors of this scan: call network(image, q)")
+    if q.ndim == 3:
+        if not torch.equal(q, q[:1].expand_as(q)):
+            raise ValueError("all items of a batch must have the same q-vectors; batch crops of one scan only")
+        q = q[0]
+    if q.shape != (image.shape[1], 3):
+        raise ValueError(f"q has shape {tuple(q.shape)} but the image has {image.shape[1]} volumes")
+    return q.to(image.device)

@@ -3,7 +3,7 @@ import torch
 from rotation import cube_rotations, scheme, turn_features, turn_grid
 
 from eqdmri_monai.bases import p_space, pq_diff, q_space, tp1, tp_vec
-from eqdmri_monai.networks import PlainCNN, PQNet, load_weights
+from eqdmri_monai.networks import GradualPQNet, PlainCNN, PQNet, load_weights
 
 SMALL = {"irreps_p": ("4x0e+2x1e", "3x0e+1x1e+1x2e"), "kernel_size": 3, "num_radial_q": 2}
 NETWORKS = [
@@ -28,6 +28,21 @@ def test_network_commutes_with_the_24_cube_rotations(options):
     for R in cube_rotations():
         turned = net(turn_grid(image, R), q @ R.T)
         torch.testing.assert_close(turned, turn_features(logits, R, net.irreps_out), rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("antipodal", [True, False])
+def test_gradual_network_commutes_with_the_24_cube_rotations(antipodal):
+    net = GradualPQNet(
+        ["3x0e+1x1e", "2x0e+1x1e"], [6, 4], "3x0e+2x1e", ["2x0e+1x1e"], kernel_size=3, num_radial_q=(2, 2, 2),
+        antipodal=antipodal,
+    )  # fmt: skip
+    q = scheme(8, 1.0)
+    image = torch.randn(1, len(q), 4, 5, 6)
+    logits = net(image, q)
+    for R in cube_rotations():
+        torch.testing.assert_close(net(turn_grid(image, R), q @ R.T), turn_grid(logits, R), rtol=0, atol=1e-9)
+    order = torch.randperm(len(q))
+    torch.testing.assert_close(net(image[:, order], q[order]), logits, rtol=0, atol=1e-9)
 
 
 def test_voxels_turned_without_q_give_another_answer():
@@ -130,6 +145,28 @@ def test_features_keep_their_size_through_every_layer(directions):
 def test_networks_have_the_papers_number_of_parameters(bases, count):
     net = PQNet(bases=bases, num_radial_q=16, num_radial_reduction=39)
     assert sum(p.numel() for p in net.parameters()) == count
+
+
+@pytest.mark.parametrize(
+    ("layers", "options", "count"),
+    [
+        (
+            ([], [], "100x0e+20x1e", ["50x0e+10x1e", "10x0e+5x1e"]),
+            {"num_radial_q": (16,), "radial_p": "Gaussian"},
+            54951,
+        ),
+        ((["15x0e+7x1e"], [7], "70x0e+10x1e", ["20x0e+5x1e"]), {"num_radial_q": (16, 2)}, 329640),
+        ((["15x0e+7x1e"], [7], "70x0e+10x1e", ["20x0e+5x1e", "10x0e+3x1e"]), {"num_radial_q": (16, 2)}, 355968),
+        ((["3x0e+2x1e", "5x0e+3x1e"], [27, 7], "70x0e+10x1e", []), {"num_radial_q": (16, 2, 2)}, 133579),
+    ],
+)
+def test_gradual_networks_have_the_papers_number_of_parameters(layers, options, count):
+    assert sum(p.numel() for p in GradualPQNet(*layers, **options).parameters()) == count
+
+
+def test_gradual_options_must_fit():
+    with pytest.raises(ValueError, match="must have 1 and 2 entries for 1 pq layers, got 2 and 2"):
+        GradualPQNet(["2x0e"], [7, 3])
 
 
 def test_the_state_dict_holds_parameters_alone():

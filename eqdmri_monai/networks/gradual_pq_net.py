@@ -1,0 +1,106 @@
+"""The network that thins out q-space from layer to layer, until only q = 0 is left."""
+
+from collections.abc import Sequence
+
+import torch
+from e3nn import o3
+from torch import Tensor, nn
+
+from eqdmri_monai.bases.filters import FilterBasis, tp1
+from eqdmri_monai.gradients import spread_subset
+from eqdmri_monai.networks.pq_net import check_scheme, p_stack
+from eqdmri_monai.nn import Gate, PQConv
+
+
+class GradualPQNet(nn.Module):
+    """Voxelwise prediction from a diffusion scan, with gradual q-reduction.
+
+    Each pq layer is evaluated at fewer q-vectors than it reads, chosen from the scan's own by `spread_subset`; the
+    reduction layer at q = 0 alone. Every layer but the last p layer is followed by a gate.
+
+    Parameters
+    ----------
+    irreps_pq : sequence of o3.Irreps
+        Types after each pq layer.
+    q_counts : sequence of int
+        Number of q-vectors after each pq layer, b0 included.
+    irreps_reduction : o3.Irreps
+        Type after the reduction.
+    irreps_p, irreps_out, bases, kernel_size, spacing, radial_p, num_radial_p, q_max, antipodal
+        As in `PQNet`.
+    num_radial_q : sequence of int
+        Number of functions over the q-lengths of the input and of each pq layer's output.
+
+    Source
+    ------
+    Müller et al., section 4.2, gradual q-reduction, and Table 4. The reduction has no fully connected network.
+    """
+
+    def __init__(
+        self,
+        irreps_pq: Sequence[o3.Irreps | str] = ("15x0e+7x1e",),
+        q_counts: Sequence[int] = (7,),
+        irreps_reduction: o3.Irreps | str = "70x0e+10x1e",
+        irreps_p: Sequence[o3.Irreps | str] = ("20x0e+5x1e",),
+        irreps_out: o3.Irreps | str = "1x0e",
+        *,
+        bases: Sequence[FilterBasis] = (tp1,),
+        kernel_size: int = 5,
+        spacing: tuple[float, float, float] = (2.0, 2.0, 2.0),
+        radial_p: str = "cosine+fc",
+        num_radial_p: int = 3,
+        num_radial_q: Sequence[int] = (3, 2),
+        q_max: float = 1.75,
+        antipodal: bool = True,
+    ):
+        super().__init__()
+        if not len(irreps_pq) == len(q_counts) == len(num_radial_q) - 1:
+            raise ValueError(
+                f"q_counts and num_radial_q must have {len(irreps_pq)} and {len(irreps_pq) + 1} entries for "
+                f"{len(irreps_pq)} pq layers, got {len(q_counts)} and {len(num_radial_q)}"
+            )
+        self.q_counts = tuple(q_counts)
+        options = {
+            "bases": bases, "kernel_size": kernel_size, "spacing": spacing, "num_radial_p": num_radial_p,
+            "q_max": q_max, "antipodal": antipodal,
+        }  # fmt: skip
+        self.pq_convs, self.gates = nn.ModuleList(), nn.ModuleList()
+        irreps = o3.Irreps("0e")
+        radial = [radial_p] * len(irreps_pq) + [radial_p.partition("+")[0]]
+        num_out = [*num_radial_q[1:], 1]
+        for irreps_hidden, name, n_in, n_out in zip(
+            [*irreps_pq, irreps_reduction], radial, num_radial_q, num_out, strict=True
+        ):
+            gate = Gate(irreps_hidden)
+            counts = {"num_radial_q_in": n_in, "num_radial_q_out": n_out}
+            self.pq_convs.append(PQConv(irreps, gate.irreps_in, radial_p=name, **counts, **options))
+            self.gates.append(gate)
+            irreps = gate.irreps_out
+        self.irreps_out = o3.Irreps(irreps_out)
+        p_options = {"kernel_size": kernel_size, "spacing": spacing, "radial": radial_p, "num_radial": num_radial_p}
+        self.p_layers = p_stack([irreps, *irreps_p, irreps_out], **p_options)
+
+    def forward(self, image: Tensor, q: Tensor | None = None) -> Tensor:
+        """
+        Parameters
+        ----------
+        image : Tensor, shape (B, Q, X, Y, Z)
+        q : Tensor, shape (B, Q, 3) or (Q, 3)
+            q-vectors along the voxel axes; the same for all items of a batch.
+
+        Returns
+        -------
+        Tensor, shape (B, irreps_out.dim, X, Y, Z)
+            Logits.
+
+        Raises
+        ------
+        ValueError
+            When q is missing, differs within the batch, has another number of volumes than the image, or too few.
+        """
+        q = check_scheme(image, q)
+        x = image[:, None]  # [b, i, q, x, y, z]
+        for conv, gate, count in zip(self.pq_convs, self.gates, [*self.q_counts, 0], strict=True):
+            q_out = q[spread_subset(q, count)] if count else torch.zeros_like(q[:1])
+            x, q = gate(conv(x, q, q_out)), q_out
+        return self.p_layers(x[:, :, 0])  # at +0; -0 is the same
