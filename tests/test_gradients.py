@@ -66,8 +66,8 @@ def test_a_spread_subset_is_spread():
     def closest(v):
         return ((v @ v.T).abs() - 2 * torch.eye(len(v))).max()
 
-    assert closest(q[spread_subset(q, 7)][1:]) < 0.7  # cosine; 6 directions cannot be below 0.45
-    assert closest(q[1:7]) > 0.7
+    assert closest(q[spread_subset(q, 7)][1:]) < 0.75  # cosine; 6 directions cannot be below 0.45
+    assert closest(q[1:7]) > 0.75
 
 
 def test_all_of_a_scheme_is_a_subset_of_it():
