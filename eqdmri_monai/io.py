@@ -232,7 +232,7 @@ def check_nifti(path: str | Path, *, ndim: int) -> tuple[tuple[int, ...], np.nda
         raise ValueError(f"{path}: {len(shape)} axes {shape}; {kind}")
     _check_length(path, int(np.prod(image.shape)) * header.get_data_dtype().itemsize + image.dataobj.offset)
     try:
-        axes = voxel_axes(torch.as_tensor(image.affine))
+        voxel_axes(torch.as_tensor(image.affine))
         if s_code > 0 and q_code > 0:
             cosine = (
                 torch.trace(voxel_axes(torch.as_tensor(sform)).T @ voxel_axes(torch.as_tensor(qform))).item() - 1
@@ -244,7 +244,6 @@ def check_nifti(path: str | Path, *, ndim: int) -> tuple[tuple[int, ...], np.nda
                 )
     except ValueError as e:
         raise ValueError(f"{path}: {e}") from None
-    del axes
     return shape, image.affine
 
 
