@@ -16,7 +16,7 @@ from monai.data import MetaTensor
 from monai.transforms import MapTransform, RandomizableTransform
 
 from eqdmri_monai.frames import world_to_voxel
-from eqdmri_monai.gradients import QSampling
+from eqdmri_monai.gradients import B_UNIT, SHELL_WIDTH, QSampling
 from eqdmri_monai.io import check_nifti, read_table, same_grid
 
 
@@ -85,12 +85,19 @@ class LoadGradientsd(MapTransform):
     ----------
     keys : keys
         Images (Q, X, Y, Z) as `LoadImaged` gives them with ``ensure_channel_first``.
+    shells : sequence of float
+        b-values in s/mm² that every scan must have, within the width of a shell; any scan will do where left out.
 
     Raises
     ------
     FileNotFoundError, ValueError
-        See `io.read_table`; besides, when the image has values that are not finite, or none but zeros.
+        See `io.read_table`; besides, when a shell is missing, or the image has values that are not finite, or none but
+        zeros.
     """
+
+    def __init__(self, keys: KeysCollection, shells: Sequence[float] | None = None):
+        super().__init__(keys)
+        self.shells = shells or ()
 
     def __call__(self, data: Mapping[Hashable, object]) -> dict[Hashable, object]:
         """Return data with the table in the images' meta, as a numpy array (Q, 3)."""
@@ -108,7 +115,14 @@ class LoadGradientsd(MapTransform):
                 scan = {name: d.get(name) for name in ("bval", "bvec", "mrtrix")} | {"image": file_of(image)}
                 table = read_table(scan, np.asarray(image.meta["original_affine"]), volumes=image.shape[0])
                 image.meta["q_world"] = table.q.numpy()
-            q_world(image)
+            present = QSampling.of(q_world(image)).length.square() * B_UNIT
+            for b in self.shells:
+                if (present - b).abs().min() > max(SHELL_WIDTH[0], SHELL_WIDTH[1] * b):
+                    found = ", ".join(f"{value:.0f}" for value in present)
+                    raise ValueError(
+                        f"{file_of(image)}: no shell of b = {b:g} s/mm², only {found}; use a scan that has it, or "
+                        "take it out of the option shells"
+                    )
             image.meta["q_file"] = image.meta["q_world"]
         return d
 

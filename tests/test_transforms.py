@@ -277,3 +277,13 @@ def test_q_is_written_along_the_current_axes():
 def test_left_handed_axes_are_refused():
     with pytest.raises(ValueError, match="left-handed"):
         WriteQd("image")({"image": image(scheme(6, 1.0), torch.diag(torch.tensor([-1.0, 1, 1, 1])))})
+
+
+def test_a_scan_without_a_demanded_shell_is_refused():
+    load = LoadGradientsd("image", shells=[0, 1000])
+    one, other = image(scheme(6, 1.01)), image(scheme(6, 1.2))
+    for x in (one, other):
+        x.meta["filename_or_obj"] = "scan.nii.gz"
+    assert load({"image": one})["image"].shape[0] == 7
+    with pytest.raises(ValueError, match=r"scan.nii.gz: no shell of b = 1000 s/mm², only 0, 1440"):
+        load({"image": other})

@@ -4,6 +4,7 @@ A filter of degree l_filter is ``R(|Δp|, |q_out|, |q_in|) · (Y_lp(Δp) ⊗ Y_l
 which (l_p, l_q) are used for each l_filter, and on which lengths R depends. Several bases in a list are a sum.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -21,35 +22,71 @@ class FilterBasis:
     Parameters
     ----------
     name : str
-        The paper's name.
+        The paper's name, or your own.
     over_p, over_q : bool
         Whether the filters depend on Δp, and on q_out and q_in.
     reach : int
-        For products, how far l_p and l_q may lie from l_filter (the d of TP±d).
-    vectors_only : bool
-        The small set of products that the paper calls TP-vec.
+        How far l_p and l_q may lie from l_filter (the d of TP±d).
+    products : sequence of (l_filter, l_p, l_q)
+        Your own list, in place of `reach`.
+    lmax : int
+        Leave out products with any degree above it.
+    l_filters : sequence of (l_out, l_in, list of l_filter)
+        Degrees of the filters between two degrees of feature maps, where these are not to be all that eq. 1 allows.
+
+    Raises
+    ------
+    ValueError
+        When a product or a filter is impossible, or nothing is left.
     """
 
     name: str
     over_p: bool = True
     over_q: bool = True
     reach: int = 1
-    vectors_only: bool = False
+    products: Sequence[tuple[int, int, int]] | None = None
+    lmax: int | None = None
+    l_filters: Sequence[tuple[int, int, Sequence[int]]] = ()
+
+    def __post_init__(self):
+        if not (self.over_p or self.over_q):
+            raise ValueError(f"basis {self.name}: filters must depend on p or on q; set over_p or over_q")
+        if self.reach < 0:
+            raise ValueError(f"basis {self.name}: reach must be 0 or more, got {self.reach}")
+        if self.products is not None:
+            products = tuple(sorted(map(tuple, self.products)))
+            if not products:
+                raise ValueError(f"basis {self.name}: products must list at least one (l_filter, l_p, l_q)")
+            for l, l_p, l_q in products:
+                if min(l, l_p, l_q) < 0 or l not in triangle(l_p, l_q):
+                    raise ValueError(
+                        f"basis {self.name}: (l_filter, l_p, l_q) = ({l}, {l_p}, {l_q}) is impossible; "
+                        "|l_p - l_q| <= l_filter <= l_p + l_q must hold"
+                    )
+                if (l_p and not self.over_p) or (l_q and not self.over_q):
+                    raise ValueError(
+                        f"basis {self.name}: (l_filter, l_p, l_q) = ({l}, {l_p}, {l_q}) depends on a space that the "
+                        "basis leaves out; set over_p and over_q"
+                    )
+            object.__setattr__(self, "products", products)
+        _freeze_l_filters(self)
 
     def pairs(self, l_filter: int) -> list[tuple[int, int]]:
         """Return the (l_p, l_q) that are coupled to l_filter."""
-        if not self.over_q:
-            return [(l_filter, 0)]
-        if not self.over_p:
-            return [(0, l_filter)]
-        if self.vectors_only:
-            return {0: [(0, 0)], 1: [(1, 1), (0, 1), (1, 0)], 2: [(2, 2)]}.get(l_filter, [])
-        near = range(max(l_filter - self.reach, 0), l_filter + self.reach + 1)
-        return [(l_p, l_q) for l_p in near for l_q in near if l_filter in triangle(l_p, l_q)]
+        if self.products is not None:
+            pairs = [(l_p, l_q) for l, l_p, l_q in self.products if l == l_filter]
+        elif not self.over_q:
+            pairs = [(l_filter, 0)]
+        elif not self.over_p:
+            pairs = [(0, l_filter)]
+        else:
+            near = range(max(l_filter - self.reach, 0), l_filter + self.reach + 1)
+            pairs = [(l_p, l_q) for l_p in near for l_q in near if l_filter in triangle(l_p, l_q)]
+        return [pair for pair in pairs if self.lmax is None or max(l_filter, *pair) <= self.lmax]
 
     def paths(self, l_out: int, l_in: int) -> list[tuple[int, int, int]]:
         """Return all (l_filter, l_p, l_q) from inputs of degree l_in to outputs of degree l_out (eq. 1 and 22)."""
-        return [(l, l_p, l_q) for l in triangle(l_out, l_in) for l_p, l_q in self.pairs(l)]
+        return [(l, l_p, l_q) for l in _degrees(self, l_out, l_in) for l_p, l_q in self.pairs(l)]
 
 
 @dataclass(frozen=True)
@@ -62,6 +99,10 @@ class DifferenceBasis:
     ----------
     name : str
         The paper's name.
+    lmax : int
+        Leave out filters of a degree above it.
+    l_filters : sequence of (l_out, l_in, list of l_filter)
+        As in `FilterBasis`.
 
     Source
     ------
@@ -69,17 +110,40 @@ class DifferenceBasis:
     """
 
     name: str = "pq-difference"
+    lmax: int | None = None
+    l_filters: Sequence[tuple[int, int, Sequence[int]]] = ()
     over_p = over_q = True
+
+    def __post_init__(self):
+        _freeze_l_filters(self)
 
     def paths(self, l_out: int, l_in: int) -> list[tuple[int, None, None]]:
         """Return all (l_filter, None, None) from inputs of degree l_in to outputs of degree l_out (eq. 1)."""
-        return [(l, None, None) for l in triangle(l_out, l_in)]
+        return [(l, None, None) for l in _degrees(self, l_out, l_in) if self.lmax is None or l <= self.lmax]
+
+
+def _freeze_l_filters(basis: FilterBasis | DifferenceBasis) -> None:
+    """Check a basis' own choice of filter degrees, and make tuples of it."""
+    for l_out, l_in, degrees in basis.l_filters:
+        for l in degrees:
+            if l not in triangle(l_out, l_in):
+                raise ValueError(
+                    f"basis {basis.name}: l_filter = {l} is impossible from l_in = {l_in} to l_out = {l_out}; "
+                    f"it must be one of {list(triangle(l_out, l_in))}"
+                )
+    object.__setattr__(basis, "l_filters", tuple((o, i, tuple(degrees)) for o, i, degrees in basis.l_filters))
+
+
+def _degrees(basis: FilterBasis | DifferenceBasis, l_out: int, l_in: int) -> Sequence[int]:
+    own = {(o, i): degrees for o, i, degrees in basis.l_filters}
+    return own.get((l_out, l_in), triangle(l_out, l_in))
 
 
 p_space = FilterBasis("p-space", over_q=False)  # Müller et al., eq. 23
 q_space = FilterBasis("q-space", over_p=False)  # eq. 24
 pq_diff = DifferenceBasis()  # eq. 25
-tp_vec = FilterBasis("TP-vec", vectors_only=True)  # eq. 26, section 3.2.5
+# eq. 26, section 3.2.5
+tp_vec = FilterBasis("TP-vec", products=((0, 0, 0), (1, 0, 1), (1, 1, 0), (1, 1, 1), (2, 2, 2)))
 
 
 def tp(reach: int) -> FilterBasis:
@@ -127,9 +191,21 @@ def angular_tensor(basis: FilterBasis, l_out: int, l_in: int, offset: Tensor, lm
     return out
 
 
-def max_lq(bases: list[FilterBasis], irreps_in: o3.Irreps, irreps_out: o3.Irreps) -> int:
+def max_lq(bases: Sequence[FilterBasis], irreps_in: o3.Irreps, irreps_out: o3.Irreps) -> int:
     """Largest l_q that a list of bases needs between two types of feature map."""
     return max(
         (l_q for basis in bases for a in irreps_out.ls for b in irreps_in.ls for _, _, l_q in basis.paths(a, b)),
         default=0,
     )
+
+
+def check_paths(bases: Sequence[FilterBasis | DifferenceBasis], irreps_in: o3.Irreps, irreps_out: o3.Irreps) -> None:
+    """Refuse an empty list of bases, and a basis that has no filter between two types of feature map."""
+    if not bases:
+        raise ValueError("bases must name at least one filter basis, got an empty list")
+    for basis in bases:
+        if not any(basis.paths(a, b) for a in irreps_out.ls for b in irreps_in.ls):
+            raise ValueError(
+                f"basis {basis.name} has no filter from {irreps_in} to {irreps_out}; raise its lmax or list more "
+                "products"
+            )

@@ -15,22 +15,22 @@ class Cosine(nn.Module):
     num : int
         Number of functions; the centres are evenly spaced.
     end : float
-        The last centre; the first is 0.
+        The last centre; the first is 0 (where num is 1, the only one).
+    learned : bool
+        Train the centres and the step.
 
     Source
     ------
     Müller et al., eq. 38, with γ = 1/s.
     """
 
-    def __init__(self, num: int, end: float):
+    def __init__(self, num: int, end: float, *, learned: bool = False):
         super().__init__()
-        self.register_buffer("centers", torch.linspace(0, end, num), persistent=False)
-        self.step = end / max(num - 1, 1)
-        self.num = num
+        _set_bumps(self, num, end, end / max(num - 1, 1), learned=learned)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the values at lengths x, shape (..., num)."""
-        z = (x[..., None] - self.centers) / self.step
+        z = (x[..., None] - self.centers) / self.width
         return torch.cos(0.5 * math.pi * z).square() * (z.abs() <= 1)
 
 
@@ -43,21 +43,31 @@ class Gaussian(nn.Module):
         Number of functions; the centres are evenly spaced.
     end : float
         The last centre; the first is 0 (where num is 1, the only one).
+    learned : bool
+        Train the centres and σ.
 
     Source
     ------
     Müller et al., eq. 37; σ is 0.8/√2 of the spacing, as in their experiments.
     """
 
-    def __init__(self, num: int, end: float):
+    def __init__(self, num: int, end: float, *, learned: bool = False):
         super().__init__()
-        self.register_buffer("centers", torch.linspace(0, end, num), persistent=False)
-        self.sigma = 0.8 / math.sqrt(2) * end / max(num - 1, 1)
-        self.num = num
+        _set_bumps(self, num, end, 0.8 / math.sqrt(2) * end / max(num - 1, 1), learned=learned)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the values at lengths x, shape (..., num)."""
-        return torch.exp(-0.5 * ((x[..., None] - self.centers) / self.sigma) ** 2)
+        return torch.exp(-0.5 * ((x[..., None] - self.centers) / self.width) ** 2)
+
+
+def _set_bumps(module: nn.Module, num: int, end: float, width: float, *, learned: bool) -> None:
+    """Give a module its `num`, `centers` (num,) and `width`: parameters, or numbers that no state dict holds."""
+    module.num = num
+    for name, value in {"centers": torch.linspace(0, end, num), "width": torch.tensor(width)}.items():
+        if learned:
+            module.register_parameter(name, nn.Parameter(value))
+        else:
+            module.register_buffer(name, value, persistent=False)
 
 
 class RadialNetwork(nn.Module):
@@ -87,7 +97,7 @@ class RadialNetwork(nn.Module):
         return self.layers(self.basis(x))
 
 
-def radial_basis(name: str, num: int, end: float) -> nn.Module:
+def radial_basis(name: str, num: int, end: float, *, learned: bool = False) -> nn.Module:
     """Return the radial basis that the paper's Table 2 calls `name`.
 
     Parameters
@@ -98,17 +108,23 @@ def radial_basis(name: str, num: int, end: float) -> nn.Module:
         Number of bumps; with "+fc" the number of radial functions is 50.
     end : float
         Centre of the last bump.
+    learned : bool
+        Train the bumps' centres and width.
 
     Raises
     ------
     ValueError
-        When the name is unknown or num < 1.
+        When the name is unknown, num < 1 or end is not positive.
     """
     bumps = {"cosine": Cosine, "Gaussian": Gaussian}
     kind, plus, network = name.partition("+")
     if kind not in bumps or (plus and network != "fc"):
         raise ValueError(f"radial basis must be cosine, cosine+fc, Gaussian or Gaussian+fc, got {name!r}")
     if num < 1:
-        raise ValueError(f"a radial basis needs at least 1 function, got {num}")
-    basis = bumps[kind](num, end)
+        raise ValueError(f"a radial basis needs at least 1 function (num_radial...), got {num}")
+    if end <= 0:
+        raise ValueError(
+            f"the last centre of a radial basis (q_max, or the kernel's radius) must be positive, got {end}"
+        )
+    basis = bumps[kind](num, end, learned=learned)
     return RadialNetwork(basis) if network else basis

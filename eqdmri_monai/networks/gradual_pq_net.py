@@ -6,10 +6,11 @@ import torch
 from e3nn import o3
 from torch import Tensor, nn
 
-from eqdmri_monai.bases.filters import FilterBasis, tp1
+from eqdmri_monai.bases.filters import DifferenceBasis, FilterBasis, tp1
 from eqdmri_monai.gradients import spread_subset
-from eqdmri_monai.networks.pq_net import check_scheme, p_stack
-from eqdmri_monai.nn import Gate, PQConv
+from eqdmri_monai.networks.p_net import PNet, run
+from eqdmri_monai.networks.pq_net import check_scheme
+from eqdmri_monai.nn import PQConv, nonlinear_layer
 
 
 class GradualPQNet(nn.Module):
@@ -26,10 +27,15 @@ class GradualPQNet(nn.Module):
         Number of q-vectors after each pq layer, b0 included.
     irreps_reduction : o3.Irreps
         Type after the reduction.
-    irreps_p, irreps_out, bases, kernel_size, spacing, radial_p, num_radial_p, q_max, antipodal
-        As in `PQNet`.
     num_radial_q : sequence of int
         Number of functions over the q-lengths of the input and of each pq layer's output.
+    irreps_p, irreps_out, and all other options
+        As in `PQNet`.
+
+    Raises
+    ------
+    ValueError
+        When the lists do not fit each other, or an option is none of those named.
 
     Source
     ------
@@ -44,14 +50,20 @@ class GradualPQNet(nn.Module):
         irreps_p: Sequence[o3.Irreps | str] = ("20x0e+5x1e",),
         irreps_out: o3.Irreps | str = "1x0e",
         *,
-        bases: Sequence[FilterBasis] = (tp1,),
+        irreps_in: o3.Irreps | str = "1x0e",
+        bases: Sequence[FilterBasis | DifferenceBasis] = (tp1,),
         kernel_size: int = 5,
         spacing: tuple[float, float, float] = (2.0, 2.0, 2.0),
         radial_p: str = "cosine+fc",
         num_radial_p: int = 3,
         num_radial_q: Sequence[int] = (3, 2),
+        learn_radial: bool = False,
         q_max: float = 1.75,
+        nonlinearity: str = "gate",
+        normalization: str | None = None,
+        dropout: float = 0.0,
         antipodal: bool = True,
+        recompute: bool = False,
     ):
         super().__init__()
         if not len(irreps_pq) == len(q_counts) == len(num_radial_q) - 1:
@@ -59,26 +71,28 @@ class GradualPQNet(nn.Module):
                 f"q_counts and num_radial_q must have {len(irreps_pq)} and {len(irreps_pq) + 1} entries for "
                 f"{len(irreps_pq)} pq layers, got {len(q_counts)} and {len(num_radial_q)}"
             )
-        self.q_counts = tuple(q_counts)
-        options = {
-            "bases": bases, "kernel_size": kernel_size, "spacing": spacing, "num_radial_p": num_radial_p,
-            "q_max": q_max, "antipodal": antipodal,
-        }  # fmt: skip
-        self.pq_convs, self.gates = nn.ModuleList(), nn.ModuleList()
-        irreps = o3.Irreps("0e")
+        self.q_counts, self.recompute = tuple(q_counts), recompute
+        self.irreps_in, self.irreps_out = o3.Irreps(irreps_in), o3.Irreps(irreps_out)
+        common = {"kernel_size": kernel_size, "spacing": spacing, "learn_radial": learn_radial}
+        self.pq_convs, self.pq_gates = nn.ModuleList(), nn.ModuleList()
+        irreps = self.irreps_in
         radial = [radial_p] * len(irreps_pq) + [radial_p.partition("+")[0]]
         num_out = [*num_radial_q[1:], 1]
         for irreps_hidden, name, n_in, n_out in zip(
             [*irreps_pq, irreps_reduction], radial, num_radial_q, num_out, strict=True
         ):
-            gate = Gate(irreps_hidden)
-            counts = {"num_radial_q_in": n_in, "num_radial_q_out": n_out}
-            self.pq_convs.append(PQConv(irreps, gate.irreps_in, radial_p=name, **counts, **options))
-            self.gates.append(gate)
-            irreps = gate.irreps_out
-        self.irreps_out = o3.Irreps(irreps_out)
-        p_options = {"kernel_size": kernel_size, "spacing": spacing, "radial": radial_p, "num_radial": num_radial_p}
-        self.p_layers = p_stack([irreps, *irreps_p, irreps_out], **p_options)
+            act = nonlinear_layer(nonlinearity, irreps_hidden)
+            conv = PQConv(
+                irreps, act.irreps_in, bases=bases, radial_p=name, num_radial_p=num_radial_p, num_radial_q_in=n_in,
+                num_radial_q_out=n_out, q_max=q_max, antipodal=antipodal, **common,
+            )  # fmt: skip
+            self.pq_convs.append(conv)
+            self.pq_gates.append(act)
+            irreps = act.irreps_out
+        self.p_layers = PNet(
+            [irreps, *irreps_p, irreps_out], radial=radial_p, num_radial=num_radial_p, nonlinearity=nonlinearity,
+            normalization=normalization, dropout=dropout, recompute=recompute, **common,
+        )  # fmt: skip
 
     def forward(self, image: Tensor, q: Tensor | None = None) -> Tensor:
         """
@@ -98,9 +112,16 @@ class GradualPQNet(nn.Module):
         ValueError
             When q is missing, differs within the batch, has another number of volumes than the image, or too few.
         """
-        q = check_scheme(image, q)
-        x = image[:, None]  # [b, i, q, x, y, z]
-        for conv, gate, count in zip(self.pq_convs, self.gates, [*self.q_counts, 0], strict=True):
+        x, q = check_scheme(image, q, self.irreps_in)
+        if len(q) < max(self.q_counts, default=1):
+            raise ValueError(
+                f"q_counts asks for {max(self.q_counts)} q-vectors but the scan has {len(q)}; lower q_counts"
+            )
+        for conv, act, count in zip(self.pq_convs, self.pq_gates, [*self.q_counts, 0], strict=True):
             q_out = q[spread_subset(q, count)] if count else torch.zeros_like(q[:1])
-            x, q = gate(conv(x, q, q_out)), q_out
+
+            def layer(x: Tensor, conv=conv, act=act, q=q, q_out=q_out) -> Tensor:
+                return act(conv(x, q, q_out))
+
+            x, q = run(layer, x, recompute=self.recompute), q_out
         return self.p_layers(x[:, :, 0])  # at +0; -0 is the same

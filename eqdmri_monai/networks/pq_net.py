@@ -1,22 +1,21 @@
 """The whole network: layers over p and q, a sum over q, layers over p."""
 
-import itertools
 from collections.abc import Sequence
 
 import torch
 from e3nn import o3
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from eqdmri_monai.bases.filters import FilterBasis, tp1
-from eqdmri_monai.nn import Gate, PConv, PQConv, QLengthPool
+from eqdmri_monai.bases.filters import DifferenceBasis, FilterBasis, tp1
+from eqdmri_monai.networks.p_net import PNet, run
+from eqdmri_monai.nn import PQConv, QLengthPool, QMean, nonlinear_layer
 
 
 class PQNet(nn.Module):
     """Voxelwise prediction from a diffusion scan, equivariant under joint rotations of voxels and q-vectors.
 
-    `PQConv` + `Gate` for each entry of `irreps_pq`; `QLengthPool`; `PConv` + `Gate` for each entry of `irreps_p`; a
-    last `PConv` to `irreps_out`. The last pq layer is computed for a few q_out at a time and summed at once.
+    `PQConv` and a nonlinearity for each entry of `irreps_pq`; `QLengthPool`; a `PNet` through `irreps_p` to
+    `irreps_out`. The last pq layer is computed for a few q_out at a time and summed at once.
 
     Parameters
     ----------
@@ -26,7 +25,9 @@ class PQNet(nn.Module):
         Types after each p layer but the last.
     irreps_out : o3.Irreps
         Type of the logits.
-    bases : sequence of FilterBasis
+    irreps_in : o3.Irreps
+        Type of a volume's values; a diffusion scan's are scalars.
+    bases : sequence of FilterBasis and DifferenceBasis
         Filters of the pq layers.
     kernel_size : int
         Voxels along each axis, odd.
@@ -36,8 +37,15 @@ class PQNet(nn.Module):
         "cosine", "Gaussian", or either with "+fc".
     num_radial_p, num_radial_q, num_radial_reduction : int
         Number of bumps over |Δp|, over q-lengths in the pq layers, and in the sum over q.
+    learn_radial : bool
+        Train the bumps' centres and widths.
     q_max : float
         sqrt(b / 1000) of the strongest weighting that the network is made for.
+    reduction : str
+        "length", a learned function of q-length, or "mean".
+    nonlinearity, normalization, dropout
+        As in `PNet`. Normalisation and dropout are in its p layers alone: where q-space is streamed, no layer sees all
+        of it.
     antipodal : bool
         Count every volume at q and at -q, so that the sign of a gradient cannot matter.
     q : Tensor, shape (Q, 3)
@@ -45,11 +53,17 @@ class PQNet(nn.Module):
     chunk : int
         Number of q_out that are computed at a time.
     recompute : bool
-        Recompute each chunk in the backward pass, so that memory does not grow with Q.
+        Recompute each layer, and each chunk of the last pq layer, in the backward pass: memory does not grow with Q
+        where there is one pq layer.
+
+    Raises
+    ------
+    ValueError
+        When an option is none of those named, or does not fit the others.
 
     Source
     ------
-    Müller et al., section 4.2, late q-reduction.
+    Müller et al., section 4.2, late q-reduction; 4.3, checkpointing.
     """
 
     def __init__(
@@ -58,49 +72,58 @@ class PQNet(nn.Module):
         irreps_p: Sequence[o3.Irreps | str] = ("20x0e+5x1e", "10x0e+3x1e", "5x0e+2x1e"),
         irreps_out: o3.Irreps | str = "1x0e",
         *,
-        bases: Sequence[FilterBasis] = (tp1,),
+        irreps_in: o3.Irreps | str = "1x0e",
+        bases: Sequence[FilterBasis | DifferenceBasis] = (tp1,),
         kernel_size: int = 5,
         spacing: tuple[float, float, float] = (2.0, 2.0, 2.0),
         radial_p: str = "cosine+fc",
         num_radial_p: int = 3,
         num_radial_q: int = 3,
         num_radial_reduction: int = 3,
+        learn_radial: bool = False,
         q_max: float = 1.75,
+        reduction: str = "length",
+        nonlinearity: str = "gate",
+        normalization: str | None = None,
+        dropout: float = 0.0,
         antipodal: bool = True,
         q: Sequence[Sequence[float]] | Tensor | None = None,
         chunk: int = 4,
         recompute: bool = False,
     ):
         super().__init__()
+        if not irreps_pq:
+            raise ValueError("irreps_pq must name the type after at least one pq layer, got an empty list")
+        if reduction not in ("length", "mean"):
+            raise ValueError(f'reduction must be "length" or "mean", got {reduction!r}')
         self.chunk, self.recompute = chunk, recompute
         self.q = None if q is None else torch.as_tensor(q, dtype=torch.get_default_dtype())
-        p_options = {
-            "kernel_size": kernel_size,
-            "spacing": spacing,
-            "radial": radial_p,
-            "num_radial": num_radial_p,
-        }
+        self.irreps_in, self.irreps_out = o3.Irreps(irreps_in), o3.Irreps(irreps_out)
+        common = {"kernel_size": kernel_size, "spacing": spacing, "learn_radial": learn_radial}
         self.pq_convs, self.pq_gates = nn.ModuleList(), nn.ModuleList()
-        irreps = o3.Irreps("0e")
+        irreps = self.irreps_in
         for irreps_hidden in irreps_pq:
-            gate = Gate(irreps_hidden)
+            act = nonlinear_layer(nonlinearity, irreps_hidden)
             conv = PQConv(
-                irreps, gate.irreps_in, bases=bases, kernel_size=kernel_size, spacing=spacing, radial_p=radial_p,
-                num_radial_p=num_radial_p, num_radial_q_in=num_radial_q, num_radial_q_out=num_radial_q, q_max=q_max,
-                antipodal=antipodal,
+                irreps, act.irreps_in, bases=bases, radial_p=radial_p, num_radial_p=num_radial_p,
+                num_radial_q_in=num_radial_q, num_radial_q_out=num_radial_q, q_max=q_max, antipodal=antipodal, **common,
             )  # fmt: skip
             self.pq_convs.append(conv)
-            self.pq_gates.append(gate)
-            irreps = gate.irreps_out
-        self.pool = QLengthPool(irreps, num_radial=num_radial_reduction, q_max=q_max)
-        self.irreps_out = o3.Irreps(irreps_out)
-        self.p_layers = p_stack([irreps, *irreps_p, irreps_out], **p_options)
+            self.pq_gates.append(act)
+            irreps = act.irreps_out
+        pool = QLengthPool(irreps, num_radial=num_radial_reduction, q_max=q_max, learn_radial=learn_radial)
+        self.pool = pool if reduction == "length" else QMean()
+        self.p_layers = PNet(
+            [irreps, *irreps_p, irreps_out], radial=radial_p, num_radial=num_radial_p, nonlinearity=nonlinearity,
+            normalization=normalization, dropout=dropout, recompute=recompute, **common,
+        )  # fmt: skip
 
     def forward(self, image: Tensor, q: Tensor | None = None) -> Tensor:
         """
         Parameters
         ----------
         image : Tensor, shape (B, Q, X, Y, Z)
+            (B, irreps_in.dim, Q, X, Y, Z) where the values are no scalars.
         q : Tensor, shape (B, Q, 3) or (Q, 3)
             q-vectors along the voxel axes; the same for all items of a batch.
 
@@ -114,55 +137,43 @@ class PQNet(nn.Module):
         ValueError
             When q is missing, differs within the batch, or has another number of volumes than the image.
         """
-        q = check_scheme(image, self.q if q is None else q)
-        x = image[:, None]  # [b, i, q, x, y, z]
-        for conv, gate in zip(self.pq_convs[:-1], self.pq_gates[:-1], strict=True):
-            x = gate(conv(x, q, chunk=self.chunk))
+        x, q = check_scheme(image, self.q if q is None else q, self.irreps_in)
+        for conv, act in zip(self.pq_convs[:-1], self.pq_gates[:-1], strict=True):
+            x = run(lambda x, conv=conv, act=act: act(conv(x, q, chunk=self.chunk)), x, recompute=self.recompute)
         return self.p_layers(self._last_pq_layer_and_pool(x, q))
 
     def _last_pq_layer_and_pool(self, x: Tensor, q: Tensor) -> Tensor:
-        conv, gate = self.pq_convs[-1], self.pq_gates[-1]
+        conv, act = self.pq_convs[-1], self.pq_gates[-1]
         prepared = conv.prepare(x, q)
         coefficients = self.pool.coefficients(prepared.mixing.sampling_out)
 
         def pooled(index: Tensor) -> Tensor:
             maps = conv.convolve(prepared, index)
-            return sum(torch.einsum("iq,biqxyz->bixyz", coefficients[:, index] / len(maps), gate(y)) for y in maps)
+            return sum(torch.einsum("iq,biqxyz->bixyz", coefficients[:, index] / len(maps), act(y)) for y in maps)
 
-        total = 0.0
-        for index in prepared.mixing.chunks(self.chunk):
-            if self.recompute and torch.is_grad_enabled():
-                total = total + checkpoint(pooled, index, use_reentrant=False)
-            else:
-                total = total + pooled(index)
-        return total
+        return sum(run(pooled, index, recompute=self.recompute) for index in prepared.mixing.chunks(self.chunk))
 
 
-def p_stack(irreps: Sequence[o3.Irreps | str], **options) -> nn.Sequential:
-    """`PConv` between each two types, with a `Gate` after all but the last; options go to `PConv`."""
-    layers = []
-    for irreps_in, irreps_hidden in itertools.pairwise(irreps[:-1]):
-        gate = Gate(irreps_hidden)
-        layers += [PConv(irreps_in, gate.irreps_in, **options), gate]
-    return nn.Sequential(*layers, PConv(irreps[-2], irreps[-1], **options))
-
-
-def check_scheme(image: Tensor, q: Tensor | None) -> Tensor:
-    """Return the one set of q-vectors (Q, 3) of a batch, on the image's device.
+def check_scheme(image: Tensor, q: Tensor | None, irreps_in: o3.Irreps) -> tuple[Tensor, Tensor]:
+    """Return the image as a feature map (B, irreps_in.dim, Q, X, Y, Z), and the one set of q-vectors (Q, 3) of a batch.
 
     Raises
     ------
     ValueError
-        When q is missing, differs within the batch, or has another number of volumes than the image (B, Q, X, Y, Z).
+        When q is missing, differs within the batch, or has another number of volumes than the image, or when the
+        image is neither such a map nor, for scalars, (B, Q, X, Y, Z).
     """
-    if image.ndim != 5:
-        raise ValueError(f"image must be (B, Q, X, Y, Z), got {tuple(image.shape)}")
+    if image.ndim == 5 and irreps_in == o3.Irreps("0e"):
+        image = image[:, None]
+    if image.ndim != 6 or image.shape[1] != irreps_in.dim:
+        shape = "(B, Q, X, Y, Z)" if irreps_in.dim == 1 else f"(B, {irreps_in.dim}, Q, X, Y, Z)"
+        raise ValueError(f"image must be {shape}, got {tuple(image.shape)}")
     if q is None:
         raise ValueError("the network needs the q-vectors of this scan: call network(image, q)")
     if q.ndim == 3:
         if not torch.equal(q, q[:1].expand_as(q)):
             raise ValueError("all items of a batch must have the same q-vectors; batch crops of one scan only")
         q = q[0]
-    if q.shape != (image.shape[1], 3):
-        raise ValueError(f"q has shape {tuple(q.shape)} but the image has {image.shape[1]} volumes")
-    return q.to(image.device)
+    if q.shape != (image.shape[2], 3):
+        raise ValueError(f"q has shape {tuple(q.shape)} but the image has {image.shape[2]} volumes")
+    return image, q.to(image.device)

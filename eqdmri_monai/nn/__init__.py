@@ -2,8 +2,27 @@
 
 from eqdmri_monai.nn.gate import Gate
 from eqdmri_monai.nn.linear import Linear
+from eqdmri_monai.nn.nonlinearity import (
+    ChannelsFirst,
+    NormNonlinearity,
+    TensorProductNonlinearity,
+    nonlinear_layer,
+    norm_layer,
+)
 from eqdmri_monai.nn.p_conv import PConv
 from eqdmri_monai.nn.pq_conv import PQConv
-from eqdmri_monai.nn.q_reduction import QLengthPool
+from eqdmri_monai.nn.q_reduction import QLengthPool, QMean
 
-__all__ = ["Gate", "Linear", "PConv", "PQConv", "QLengthPool"]
+__all__ = [
+    "ChannelsFirst",
+    "Gate",
+    "Linear",
+    "NormNonlinearity",
+    "PConv",
+    "PQConv",
+    "QLengthPool",
+    "QMean",
+    "TensorProductNonlinearity",
+    "nonlinear_layer",
+    "norm_layer",
+]

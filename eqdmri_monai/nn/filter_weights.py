@@ -29,6 +29,8 @@ class RadialWeights(nn.Module):
         Number of radial functions.
     q_max : float
         Centre of the last radial function of q-length.
+    learn_radial : bool
+        Train the centres and widths of all radial functions.
 
     Source
     ------
@@ -47,11 +49,15 @@ class RadialWeights(nn.Module):
         num_radial_q_out: int = 1,
         num_radial_q_in: int = 1,
         q_max: float = 1.0,
+        learn_radial: bool = False,
     ):
         super().__init__()
-        self.radial_p = radial_basis(radial_p, num_radial_p, radius) if basis.over_p else None
-        self.radial_q_out = radial_basis("Gaussian", num_radial_q_out, q_max) if basis.over_q else None
-        self.radial_q_in = radial_basis("Gaussian", num_radial_q_in, q_max) if basis.over_q else None
+        over_p, over_q = basis.over_p, basis.over_q
+        self.radial_p = radial_basis(radial_p, num_radial_p, radius, learned=learn_radial) if over_p else None
+        self.radial_q_out, self.radial_q_in = (
+            radial_basis("Gaussian", num, q_max, learned=learn_radial) if over_q else None
+            for num in (num_radial_q_out, num_radial_q_in)
+        )
         num = [r.num if r is not None else 1 for r in (self.radial_p, self.radial_q_out, self.radial_q_in)]
         self.weights = nn.ParameterList(
             torch.randn(len(basis.paths(ir_o.l, ir_i.l)), *num, mul_o, mul_i)
@@ -217,10 +223,9 @@ class DifferenceFilters(nn.Module):
         bumps, self.scale = self.learned.bumps(lattice.norm(dim=-1)), []
         white, smooth = bumps.square().sum().item(), bumps.sum(0).square().sum().item()
         for _, ir_o in irreps_out:  # a path of unit-variance harmonics has unit variance; only l_filter = 0 is smooth
-            paths = sum(mul_i * len(basis.paths(ir_o.l, ir_i.l)) for mul_i, ir_i in irreps_in)
-            round_paths = sum(mul_i for mul_i, ir_i in irreps_in if ir_i == ir_o)
-            energy = (1 - smooth_share) * paths * white + smooth_share * round_paths * smooth
-            self.scale.append((noise_gain * energy) ** -0.5)
+            degrees = [l for mul_i, ir_i in irreps_in for l, _, _ in mul_i * basis.paths(ir_o.l, ir_i.l)]
+            energy = (1 - smooth_share) * len(degrees) * white + smooth_share * degrees.count(0) * smooth
+            self.scale.append((noise_gain * energy) ** -0.5 if energy > 0 else 0.0)
 
     def forward(self, offset: Tensor, q_out: Tensor, q_in: Tensor) -> Tensor:
         """

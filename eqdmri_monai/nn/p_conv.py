@@ -4,7 +4,8 @@ import torch
 from e3nn import o3
 from torch import Tensor, nn
 
-from eqdmri_monai.bases import p_space
+from eqdmri_monai.bases import FilterBasis, p_space
+from eqdmri_monai.bases.filters import check_paths
 from eqdmri_monai.nn.filter_weights import ProductFilters
 from eqdmri_monai.nn.linear import Linear
 
@@ -64,11 +65,16 @@ class PConv(nn.Module):
         "cosine", "Gaussian", or either with "+fc".
     num_radial : int
         Number of bumps, centred from 0 to the kernel's radius.
+    learn_radial : bool
+        Train the bumps' centres and width.
+    basis : FilterBasis
+        `p_space`, or a part of it.
 
     Raises
     ------
     ValueError
-        When the irreps have odd labels, the kernel size is even, or the radial basis is unknown.
+        When the irreps have odd labels, the kernel size is even, the radial basis is unknown, or the filter basis
+        depends on q or has no filter between the two types.
 
     Source
     ------
@@ -84,18 +90,24 @@ class PConv(nn.Module):
         spacing: tuple[float, float, float] = (1.0, 1.0, 1.0),
         radial: str = "cosine+fc",
         num_radial: int = 3,
+        learn_radial: bool = False,
+        basis: FilterBasis = p_space,
     ):
         super().__init__()
         self.irreps_in, self.irreps_out = (
             check_irreps(irreps_in, "irreps_in"),
             check_irreps(irreps_out, "irreps_out"),
         )
+        if basis.over_q:
+            raise ValueError(f"basis of a p layer must not depend on q, got {basis.name}; use p_space")
+        check_paths([basis], self.irreps_in, self.irreps_out)
         self.kernel_size = kernel_size
         lattice, radius = kernel_lattice(kernel_size, spacing)
         self.register_buffer("lattice", lattice, persistent=False)
         self.filters = ProductFilters(
-            p_space, self.irreps_in, self.irreps_out, lmax_q=0, lattice=lattice, radius=radius,
-            radial_p=radial, num_radial_p=num_radial, noise_gain=2.0,  # the self-connection has the other half
+            basis, self.irreps_in, self.irreps_out, lmax_q=0, lattice=lattice, radius=radius, radial_p=radial,
+            num_radial_p=num_radial, learn_radial=learn_radial,
+            noise_gain=2.0,  # the self-connection has the other half
             smooth_share=0.25,  # what gates give is far from white
         )  # fmt: skip
         self.self_connection = Linear(self.irreps_in, self.irreps_out)

@@ -17,7 +17,7 @@ from e3nn import o3
 from torch import Tensor, nn
 
 from eqdmri_monai.bases.angular import harmonics
-from eqdmri_monai.bases.filters import DifferenceBasis, FilterBasis, max_lq, tp1
+from eqdmri_monai.bases.filters import DifferenceBasis, FilterBasis, check_paths, max_lq, tp1
 from eqdmri_monai.nn.filter_weights import DifferenceFilters, ProductFilters
 from eqdmri_monai.nn.linear import Linear
 from eqdmri_monai.nn.p_conv import check_irreps, conv3d, kernel_lattice, spread_bias
@@ -70,14 +70,16 @@ class PQConv(nn.Module):
         Number of Gaussians over |q_in| and |q_out|, centred from 0 to `q_max`.
     q_max : float
         sqrt(b / 1000) of the strongest weighting that the layer is made for.
+    learn_radial : bool
+        Train the centres and widths of all radial functions.
     antipodal : bool
         Close the set of q-vectors under q -> -q.
 
     Raises
     ------
     ValueError
-        When the irreps have odd labels, the list of bases is empty, the kernel size is even, or the radial basis is
-        unknown.
+        When the irreps have odd labels, the list of bases is empty, one of them has no filter between the two types,
+        the kernel size is even, or the radial basis is unknown.
 
     Source
     ------
@@ -97,6 +99,7 @@ class PQConv(nn.Module):
         num_radial_q_in: int = 3,
         num_radial_q_out: int = 3,
         q_max: float = 1.75,
+        learn_radial: bool = False,
         antipodal: bool = True,
     ):
         super().__init__()
@@ -104,8 +107,7 @@ class PQConv(nn.Module):
             check_irreps(irreps_in, "irreps_in"),
             check_irreps(irreps_out, "irreps_out"),
         )
-        if not bases:
-            raise ValueError("bases must name at least one filter basis, got an empty list")
+        check_paths(bases, self.irreps_in, self.irreps_out)
         self.kernel_size, self.antipodal, self.num_bases = kernel_size, antipodal, len(bases)
         products = [basis for basis in bases if isinstance(basis, FilterBasis)]
         differences = [basis for basis in bases if isinstance(basis, DifferenceBasis)]
@@ -120,6 +122,7 @@ class PQConv(nn.Module):
             "num_radial_q_out": num_radial_q_out,
             "num_radial_q_in": num_radial_q_in,
             "q_max": q_max,
+            "learn_radial": learn_radial,
             "noise_gain": 4.0 * len(bases),  # b0 and shells each give 1, the self-connection as much as both
             "smooth_share": 0.1,
         }

@@ -1,10 +1,10 @@
-"""Removing q-space: a sum over q-vectors with weights that depend on their lengths only."""
+"""Removing q-space: a sum over q-vectors with weights that depend on their lengths only, or a plain mean."""
 
 import torch
 from e3nn import o3
 from torch import Tensor, nn
 
-from eqdmri_monai.bases.radial import Gaussian
+from eqdmri_monai.bases.radial import radial_basis
 from eqdmri_monai.gradients import QSampling
 
 
@@ -21,16 +21,20 @@ class QLengthPool(nn.Module):
         Number of Gaussians over |q|, centred from 0 to `q_max`.
     q_max : float
         sqrt(b / 1000) of the strongest weighting that the layer is made for.
+    learn_radial : bool
+        Train the centres and the width of the Gaussians.
 
     Source
     ------
     Müller et al., section 4.2, "late".
     """
 
-    def __init__(self, irreps: o3.Irreps | str, *, num_radial: int = 3, q_max: float = 1.75):
+    def __init__(
+        self, irreps: o3.Irreps | str, *, num_radial: int = 3, q_max: float = 1.75, learn_radial: bool = False
+    ):
         super().__init__()
         self.irreps_in = self.irreps_out = o3.Irreps(irreps)
-        self.radial = Gaussian(num_radial, q_max)
+        self.radial = radial_basis("Gaussian", num_radial, q_max, learned=learn_radial)
         self.weight = nn.Parameter(torch.randn(num_radial, self.irreps_in.num_irreps))
         repeats = torch.tensor([ir.dim for mul, ir in self.irreps_in for _ in range(mul)])
         self.register_buffer("repeats", repeats, persistent=False)
@@ -52,7 +56,24 @@ class QLengthPool(nn.Module):
         -------
         Tensor, shape (B, irreps.dim, X, Y, Z)
         """
-        coefficients = self.coefficients(QSampling.of(q.to(self.weight)))
-        if x.shape[2] == 2 * len(q):
-            coefficients = 0.5 * torch.cat([coefficients, coefficients], dim=1)
-        return torch.einsum("iq,biqxyz->bixyz", coefficients, x)
+        return pool(x, self.coefficients(QSampling.of(q.to(self.weight))))
+
+
+class QMean(nn.Module):
+    r"""Late q-reduction by the plain mean, :math:`y(p) = \frac{1}{Q} \sum_q x(p, q)`: no coefficients to learn."""
+
+    def coefficients(self, sampling: QSampling) -> Tensor:
+        """Return what every volume is multiplied with, shape (1, Q)."""
+        return torch.full_like(sampling.q[None, :, 0], 1 / len(sampling.q))
+
+    def forward(self, x: Tensor, q: Tensor) -> Tensor:
+        """Return the mean (B, irreps.dim, X, Y, Z) of a map as in `QLengthPool`."""
+        return pool(x, self.coefficients(QSampling.of(q.to(x))))
+
+
+def pool(x: Tensor, coefficients: Tensor) -> Tensor:
+    """Sum (B, dim, Q or 2 Q, X, Y, Z) over q with coefficients (dim or 1, Q)."""
+    coefficients = coefficients.expand(x.shape[1], -1)
+    if x.shape[2] == 2 * coefficients.shape[1]:
+        coefficients = 0.5 * torch.cat([coefficients, coefficients], dim=1)
+    return torch.einsum("iq,biqxyz->bixyz", coefficients, x)

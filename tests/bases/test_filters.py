@@ -1,6 +1,8 @@
 import pytest
+from e3nn import o3
 
-from eqdmri_monai.bases import p_space, q_space, tp, tp1, tp_vec
+from eqdmri_monai.bases import DifferenceBasis, FilterBasis, p_space, q_space, tp, tp1, tp_vec
+from eqdmri_monai.bases.filters import check_paths
 
 
 @pytest.mark.parametrize(
@@ -24,3 +26,61 @@ def test_tp1_takes_the_papers_pairs():
 
 def test_paths_couple_every_filter_degree():
     assert {l for l, _, _ in tp1.paths(1, 2)} == {1, 2, 3}
+
+
+def test_products_of_any_reach_meet_the_triangle_rule():
+    for reach in range(4):
+        for l in range(4):
+            expected = [
+                (l_p, l_q)
+                for l_p in range(9)
+                for l_q in range(9)
+                if abs(l_p - l) <= reach and abs(l_q - l) <= reach and abs(l_p - l_q) <= l <= l_p + l_q
+            ]
+            assert tp(reach).pairs(l) == expected
+
+
+def test_an_own_list_is_taken_as_it_is():
+    basis = FilterBasis("own", products=[[2, 1, 1], [0, 2, 2]])
+    assert [basis.pairs(l) for l in range(3)] == [[(2, 2)], [], [(1, 1)]]
+    assert basis == FilterBasis("own", products=((0, 2, 2), (2, 1, 1)))
+    assert tp_vec.paths(1, 1) == [(0, 0, 0), (1, 0, 1), (1, 1, 0), (1, 1, 1), (2, 2, 2)]
+
+
+def test_a_truncated_basis_is_a_part_of_the_whole():
+    whole = tp1.paths(2, 2)
+    assert FilterBasis("TP±1", lmax=2).paths(2, 2) == [path for path in whole if max(path) <= 2]
+    assert [l for l, _, _ in DifferenceBasis(lmax=1).paths(2, 1)] == [1]
+
+
+def test_filter_degrees_can_be_chosen_for_each_pair_of_types():
+    basis = FilterBasis("p-space", over_q=False, l_filters=[[1, 1, [0, 2]], [1, 0, []]])
+    assert [l for l, _, _ in basis.paths(1, 1)] == [0, 2]
+    assert basis.paths(1, 0) == []
+    assert [l for l, _, _ in basis.paths(0, 1)] == [1]
+    assert [l for l, _, _ in DifferenceBasis(l_filters=[[1, 1, [1]]]).paths(1, 1)] == [1]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"products": [(2, 1, 0)]}, r"\(2, 1, 0\) is impossible"),
+        ({"products": [(-1, 0, 1)]}, r"\(-1, 0, 1\) is impossible"),
+        ({"products": []}, "at least one"),
+        ({"products": [(1, 0, 1)], "over_q": False}, "set over_p and over_q"),
+        ({"over_p": False, "over_q": False}, "depend on p or on q"),
+        ({"reach": -1}, "reach must be 0 or more"),
+        (
+            {"l_filters": [(1, 0, [2])]},
+            r"impossible from l_in = 0 to l_out = 1; it must be one of \[1\]",
+        ),
+    ],
+)
+def test_impossible_bases_are_refused(options, words):
+    with pytest.raises(ValueError, match=words):
+        FilterBasis("own", **options)
+
+
+def test_bases_without_a_filter_are_refused():
+    with pytest.raises(ValueError, match="basis small has no filter from 1x0e to 1x2e; raise its lmax"):
+        check_paths([FilterBasis("small", lmax=1)], o3.Irreps("0e"), o3.Irreps("2e"))

@@ -29,6 +29,28 @@ def test_the_network_has_the_papers_parameters():
     assert sum(p.numel() for p in radial_basis("cosine+fc", 3, 2.0).parameters()) == 5150
 
 
+@pytest.mark.parametrize("kind", [Cosine, Gaussian])
+def test_learned_bumps_start_as_the_fixed_ones_and_have_gradients(kind):
+    x = 2.5 * torch.rand(20)
+    fixed, learned = kind(3, 2.0), kind(3, 2.0, learned=True)
+    torch.testing.assert_close(fixed(x), learned(x), rtol=0, atol=0)
+    assert not fixed.state_dict()
+    assert {name: p.shape for name, p in learned.named_parameters()} == {"centers": (3,), "width": ()}
+    assert torch.autograd.gradcheck(
+        lambda centers, width: torch.func.functional_call(learned, {"centers": centers, "width": width}, (x,)),
+        tuple(learned.parameters()),
+    )
+
+
+def test_one_bump_is_centred_at_zero():
+    assert Gaussian(1, 2.0)(torch.zeros(1)).item() == Cosine(1, 2.0)(torch.zeros(1)).item() == 1.0
+
+
+def test_a_negative_end_is_refused():
+    with pytest.raises(ValueError, match="must be positive, got -1"):
+        radial_basis("cosine", 3, -1.0)
+
+
 @pytest.mark.parametrize(
     ("name", "num", "words"),
     [("sine", 3, "must be cosine"), ("cosine+mlp", 3, "must be cosine"), ("cosine", 0, "at least 1")],

@@ -2,7 +2,7 @@ import pytest
 import torch
 from rotation import cube_rotations, scheme, turn_features, turn_grid
 
-from eqdmri_monai.bases import p_space, pq_diff, q_space, tp1, tp_vec
+from eqdmri_monai.bases import DifferenceBasis, FilterBasis, p_space, pq_diff, q_space, tp1, tp_vec
 from eqdmri_monai.networks import GradualPQNet, PlainCNN, PQNet, load_weights
 
 SMALL = {"irreps_p": ("4x0e+2x1e", "3x0e+1x1e+1x2e"), "kernel_size": 3, "num_radial_q": 2}
@@ -13,6 +13,11 @@ NETWORKS = [
     {"bases": (p_space, q_space), "radial_p": "Gaussian"},
     {"irreps_pq": ("2x0e+1x1e", "2x0e+1x1e")},
     {"bases": (pq_diff, p_space)},
+    {"bases": (FilterBasis("own", products=[(0, 1, 1), (1, 1, 2), (2, 2, 0)], lmax=2), DifferenceBasis(lmax=1))},
+    {"learn_radial": True, "radial_p": "Gaussian+fc", "reduction": "mean"},
+    {"nonlinearity": "norm", "normalization": "instance"},
+    {"nonlinearity": "squash", "normalization": "batch"},
+    {"nonlinearity": "tensor product"},
 ]
 
 
@@ -27,6 +32,15 @@ def test_network_commutes_with_the_24_cube_rotations(options):
     logits = net(image, q)
     for R in cube_rotations():
         turned = net(turn_grid(image, R), q @ R.T)
+        torch.testing.assert_close(turned, turn_features(logits, R, net.irreps_out), rtol=0, atol=1e-9)
+
+
+def test_a_network_of_vectors_and_tensors_commutes_with_the_24_cube_rotations():
+    net, q = network({"irreps_in": "1x0e+1x1e+1x2e", "irreps_out": "1x1e+1x2e"}), scheme(4, 1.0)
+    image = torch.randn(1, 9, len(q), 4, 5, 6)
+    logits = net(image, q)
+    for R in cube_rotations():
+        turned = net(turn_features(image, R, net.irreps_in), q @ R.T)
         torch.testing.assert_close(turned, turn_features(logits, R, net.irreps_out), rtol=0, atol=1e-9)
 
 
@@ -105,11 +119,12 @@ def test_noise_in_b_changes_little_and_no_size():
 
 
 def test_chunks_and_recomputation_change_nothing():
-    net, q = network({}), scheme(7, 1.0, 1.4)
+    net, q = network({"irreps_pq": ("2x0e+1x1e", "2x0e+1x1e"), "dropout": 0.3}), scheme(7, 1.0, 1.4)
     image = torch.randn(1, len(q), 4, 4, 4)
     results = []
     for chunk, recompute in ((1, False), (100, False), (3, True)):
-        net.chunk, net.recompute = chunk, recompute
+        torch.manual_seed(0)  # of the dropout
+        net.chunk, net.recompute, net.p_layers.recompute = chunk, recompute, recompute
         loss = net(image, q).square().sum()
         results.append([loss.detach(), *torch.autograd.grad(loss, list(net.parameters()))])
     for other in results[1:]:
@@ -164,9 +179,48 @@ def test_gradual_networks_have_the_papers_number_of_parameters(layers, options, 
     assert sum(p.numel() for p in GradualPQNet(*layers, **options).parameters()) == count
 
 
+def test_recomputation_keeps_fewer_numbers_for_the_backward_pass():
+    q = scheme(20, 1.0)
+    image, kept = torch.randn(1, len(q), 6, 6, 6), []
+    for recompute in (False, True):
+        net, numbers = network({"recompute": recompute}), [0]
+
+        def count(x: torch.Tensor, numbers=numbers) -> torch.Tensor:
+            numbers[0] += x.numel()
+            return x
+
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda x: x):
+            net(image, q)
+        kept.append(numbers[0])
+    assert kept[1] < 0.5 * kept[0]
+
+
 def test_gradual_options_must_fit():
     with pytest.raises(ValueError, match="must have 1 and 2 entries for 1 pq layers, got 2 and 2"):
         GradualPQNet(["2x0e"], [7, 3])
+    with pytest.raises(ValueError, match="q_counts asks for 7 q-vectors but the scan has 5"):
+        GradualPQNet(["2x0e"], [7], "2x0e", [], kernel_size=3)(torch.zeros(1, 5, 3, 3, 3), scheme(4, 1.0))
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"irreps_pq": ()}, "irreps_pq must name"),
+        ({"reduction": "max"}, 'reduction must be "length" or "mean"'),
+        ({"nonlinearity": "relu"}, "nonlinearity must be"),
+        ({"normalization": "layer"}, "normalization must be"),
+        ({"dropout": 1.0}, "dropout must be a probability below 1"),
+        ({"num_radial_q": 0}, "at least 1 function"),
+        ({"num_radial_reduction": 0}, "at least 1 function"),
+        ({"irreps_in": "1x1o"}, "irreps_in must have even labels"),
+        ({"bases": ()}, "at least one filter basis"),
+        ({"kernel_size": 4}, "kernel_size must be odd"),
+        ({"radial_p": "bessel"}, "radial basis must be cosine"),
+    ],
+)
+def test_options_that_cannot_be_right_are_refused(options, words):
+    with pytest.raises(ValueError, match=words):
+        network(options)
 
 
 def test_the_state_dict_holds_parameters_alone():

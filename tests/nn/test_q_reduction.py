@@ -2,7 +2,7 @@ import torch
 from e3nn import o3
 from rotation import scheme
 
-from eqdmri_monai.nn import QLengthPool
+from eqdmri_monai.nn import QLengthPool, QMean
 
 
 def test_pool_is_a_weighted_mean_over_each_shell():
@@ -27,3 +27,9 @@ def test_pool_takes_the_mean_of_plus_and_minus_q():
     pool, q = QLengthPool("2x0e"), scheme(4, 1.0)
     plus, minus = torch.randn(2, 1, 2, 5, 2, 2, 2)
     torch.testing.assert_close(pool(torch.cat([plus, minus], 2), q), pool(0.5 * (plus + minus), q))
+
+
+def test_the_plain_mean_is_the_mean():
+    q, x = scheme(4, 1.0, 1.5), torch.randn(2, 5, 18, 2, 3, 2)
+    torch.testing.assert_close(QMean()(x, q), x.mean(2))
+    torch.testing.assert_close(QMean()(x[:, :, :9], q), x[:, :, :9].mean(2))

@@ -1,0 +1,92 @@
+"""The stack of layers over p-space alone."""
+
+import itertools
+from collections.abc import Callable, Sequence
+
+import torch
+from e3nn import o3
+from e3nn.nn import Dropout
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from eqdmri_monai.nn import ChannelsFirst, PConv, nonlinear_layer, norm_layer
+
+
+class PNet(nn.Sequential):
+    """`PConv` between each two types, with a nonlinearity after all but the last.
+
+    Parameters
+    ----------
+    irreps : sequence of o3.Irreps
+        Types of the input, after each layer, and of the output.
+    nonlinearity : str
+        "gate", "norm", "squash" or "tensor product".
+    normalization : str
+        "batch" or "instance", before each nonlinearity; none if left out. Statistics are over the whole array.
+    dropout : float
+        Probability with which a copy of an irrep is left out after a nonlinearity, in training.
+    recompute : bool
+        Keep the input of each layer alone and recompute the rest in the backward pass (a batch normalisation then
+        counts each batch twice in its running statistics).
+    **options
+        Of `PConv`.
+
+    Raises
+    ------
+    ValueError
+        When dropout is no probability, or an option is none of those named.
+
+    Source
+    ------
+    Müller et al., eq. 2 and 23, "p-layers"; 4.3, checkpointing.
+    """
+
+    def __init__(
+        self,
+        irreps: Sequence[o3.Irreps | str],
+        *,
+        nonlinearity: str = "gate",
+        normalization: str | None = None,
+        dropout: float = 0.0,
+        recompute: bool = False,
+        **options,
+    ):
+        if not 0 <= dropout < 1:
+            raise ValueError(f"dropout must be a probability below 1, got {dropout}")
+        layers = []
+        for irreps_in, irreps_hidden in itertools.pairwise(irreps[:-1]):
+            act = nonlinear_layer(nonlinearity, irreps_hidden)
+            layers.append(PConv(irreps_in, act.irreps_in, **options))
+            if normalization is not None:
+                layers.append(norm_layer(normalization, act.irreps_in))
+            layers.append(act)
+            if dropout:
+                layers.append(ChannelsFirst(Dropout(irreps_hidden, dropout)))
+        super().__init__(*layers, PConv(irreps[-2], irreps[-1], **options))
+        self.irreps_in, self.irreps_out = o3.Irreps(irreps[0]), o3.Irreps(irreps[-1])
+        self.recompute = recompute
+
+    def forward(self, x: Tensor, q: Tensor | None = None) -> Tensor:
+        """
+        Parameters
+        ----------
+        x : Tensor, shape (B, irreps_in.dim, X, Y, Z)
+        q : Tensor
+            Taken and not used.
+
+        Returns
+        -------
+        Tensor, shape (B, irreps_out.dim, X, Y, Z)
+        """
+        layers = list(self)
+        starts = [i for i, layer in enumerate(layers) if isinstance(layer, PConv)]
+        for start, end in itertools.pairwise([*starts, len(layers)]):
+            x = run(nn.Sequential(*layers[start:end]), x, recompute=self.recompute)
+        return x
+
+
+def run(function: Callable[..., Tensor], *args: Tensor, recompute: bool) -> Tensor:
+    """Call a function, or with `recompute` and gradients on: keep its arguments alone for the backward pass."""
+    if recompute and torch.is_grad_enabled():
+        return checkpoint(function, *args, use_reentrant=False)
+    return function(*args)
