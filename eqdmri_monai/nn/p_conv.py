@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from eqdmri_monai.bases import FilterBasis, p_space
 from eqdmri_monai.bases.filters import check_paths
 from eqdmri_monai.nn.filter_weights import ProductFilters
+from eqdmri_monai.nn.kernel_cache import KernelCache
 from eqdmri_monai.nn.linear import Linear
 
 
@@ -112,6 +113,7 @@ class PConv(nn.Module):
         )  # fmt: skip
         self.self_connection = Linear(self.irreps_in, self.irreps_out)
         self.bias = nn.Parameter(torch.zeros(self.irreps_out.count("0e")))
+        self._kernels = KernelCache()
 
     def kernel(self, offset: Tensor) -> Tensor:
         """Evaluate the filter law at any offsets (N, 3); returns (N, irreps_out.dim, irreps_in.dim)."""
@@ -140,9 +142,12 @@ class PConv(nn.Module):
         Tensor, shape (B, irreps_out.dim, X, Y, Z)
             Outside the array the input counts as 0.
         """
-        with torch.autocast(x.device.type, enabled=False):  # kernels are small; bf16 would lose their symmetry
-            weight, bias = self.grid_kernel(), self.scalar_bias()
+        weight, bias = self._kernels(self, (), self._build)
         return conv3d(x, weight, bias)
+
+    def _build(self) -> tuple[Tensor, Tensor]:
+        with torch.autocast(self.lattice.device.type, enabled=False):  # bf16 would lose the kernels' symmetry
+            return self.grid_kernel(), self.scalar_bias()
 
     def _filters(self, offset: Tensor, *, on_lattice: bool) -> Tensor:
         zero = offset.new_zeros(1)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from eqdmri_monai.bases.angular import harmonics
 from eqdmri_monai.bases.filters import DifferenceBasis, FilterBasis, check_paths, max_lq, tp1
 from eqdmri_monai.nn.filter_weights import DifferenceFilters, ProductFilters
+from eqdmri_monai.nn.kernel_cache import KernelCache
 from eqdmri_monai.nn.linear import Linear
 from eqdmri_monai.nn.p_conv import check_irreps, conv3d, kernel_lattice, spread_bias
 from eqdmri_monai.nn.q_mixing import QMixing
@@ -133,6 +134,7 @@ class PQConv(nn.Module):
         self.differences = nn.ModuleList(DifferenceFilters(basis, *irreps, **options) for basis in differences)
         self.self_connections = nn.ModuleList(Linear(self.irreps_in, self.irreps_out) for _ in bases)
         self.bias = nn.Parameter(torch.zeros(self.irreps_out.count("0e")))
+        self._kernels = KernelCache()
 
     def kernel(self, offset: Tensor, q_out: Tensor, q_in: Tensor) -> Tensor:
         """Evaluate the filter law at any points.
@@ -194,10 +196,14 @@ class PQConv(nn.Module):
 
     def prepare(self, x: Tensor, q_in: Tensor, q_out: Tensor | None = None) -> "Prepared":
         """Do what is common to all q_out, for `convolve` to be called on a few of them at a time."""
-        mixing = self.mixing(q_in, q_out)
         fields = self.split(x, len(q_in))
-        kernels = self.grid_kernel(mixing)
+        keys = (q_in,) if q_out is None else (q_in, q_out)
+        mixing, kernels = self._kernels(self, keys, lambda: self._build(q_in, q_out))
         return Prepared(fields, mixing, kernels, [self._shared(fields[0], mixing, kernel) for kernel in kernels])
+
+    def _build(self, q_in: Tensor, q_out: Tensor | None) -> tuple[QMixing, Tensor]:
+        mixing = self.mixing(q_in, q_out)
+        return mixing, self.grid_kernel(mixing)
 
     def split(self, x: Tensor, count: int) -> tuple[Tensor, ...]:
         """Return a map's parts that are even and odd in q (only the even one where it is given at +q alone).
