@@ -319,9 +319,47 @@ class PQConv(nn.Module):
             parts.append(torch.einsum("qm,bmoxyz->boqxyz", towards, shared[:, ms]))
         if own is not None:
             same = (mixing.same if even else mixing.opposite)[index]
-            matrix = (0.5 / self.num_bases) ** 0.5 * sum(c.matrix() for c in self.self_connections)
-            parts.append(torch.einsum("oi,qr,birxyz->boqxyz", matrix, same, own))
+            parts.append(torch.einsum("oi,qr,birxyz->boqxyz", self.self_matrix(), same, own))
         return sum(parts) if parts else None
+
+    def plain_weight(self, q_in: Tensor, q_out: Tensor | None = None, *, closed: bool = False) -> Tensor:
+        """Return the layer as the weight of one plain convolution from all volumes to all volumes.
+
+        Parameters
+        ----------
+        q_in, q_out : Tensor, shape (Q_in, 3), (Q_out, 3)
+            As in `forward`.
+        closed : bool
+            Whether the input is given at every q and then at every -q, where the layer is antipodal.
+
+        Returns
+        -------
+        Tensor, shape (Q_out, irreps_out.dim, Q_in, irreps_in.dim, X, Y, Z)
+            Quadrature weights and self-connection included, the bias left out. 2 Q_out where the layer is antipodal;
+            2 Q_in with `closed`.
+
+        Source
+        ------
+        Müller et al., eq. 45-48 and B.4.
+        """
+        mixing = self.mixing(q_in, q_out)
+        q_in, q_out = mixing.sampling_in.q, mixing.sampling_out.q
+        same, weight = mixing.same, mixing.weight
+        if self.antipodal:  # `same` meets a map's even part and gives an even one, `opposite` the odd one
+            even, odd = 0.5 * mixing.same, 0.5 * mixing.opposite
+            same = torch.cat([torch.cat([even + odd, even - odd], 1), torch.cat([even - odd, even + odd], 1)])
+            q_in, q_out, weight = (
+                torch.cat(pair) for pair in ((q_in, -q_in), (q_out, -q_out), (weight / 2, weight / 2))
+            )
+        kernel = self.kernel(self.lattice, q_out, q_in) * weight[:, None]  # [n, q, o, r, i]
+        kernel[len(kernel) // 2] += same[:, None, :, None] * self.self_matrix()[:, None]
+        if self.antipodal and not closed:
+            kernel = kernel.unflatten(3, (2, -1)).sum(3)
+        return kernel.movedim(0, -1).unflatten(-1, 3 * (self.kernel_size,))
+
+    def self_matrix(self) -> Tensor:
+        """Return the self-connection, shape (irreps_out.dim, irreps_in.dim)."""
+        return (0.5 / self.num_bases) ** 0.5 * sum(c.matrix() for c in self.self_connections)
 
     def scalar_bias(self) -> Tensor:
         """Return the bias on every output component, shape (irreps_out.dim,); zero but for scalars."""

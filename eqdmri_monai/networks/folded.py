@@ -1,0 +1,189 @@
+"""A trained network as plain convolutions, for one gradient table.
+
+`FoldedNet` and what it is made of use torch alone: exported by `torch.export`, it runs where e3nn is not installed.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from eqdmri_monai.gradients import QSampling, spread_subset
+from eqdmri_monai.networks.gradual_pq_net import GradualPQNet
+from eqdmri_monai.networks.p_net import PNet
+from eqdmri_monai.networks.pq_net import PQNet
+from eqdmri_monai.nn import ChannelsFirst, Gate, PConv, PQConv
+
+MIB = 2**20
+CHUNK = 256 * MIB  # most numbers in the weight of one convolution over q
+
+
+class PlainGate(nn.Module):
+    """`Gate` without e3nn.
+
+    Parameters
+    ----------
+    num_scalars, num_gates : int
+    repeats : Tensor, shape (num_gates,), int64
+        Components that each gate multiplies.
+    silu_scale, sigmoid_scale : float
+    """
+
+    def __init__(self, num_scalars: int, num_gates: int, repeats: Tensor, *, silu_scale: float, sigmoid_scale: float):
+        super().__init__()
+        self.num_scalars, self.num_gates = num_scalars, num_gates
+        self.register_buffer("index", torch.arange(num_gates).repeat_interleave(repeats.cpu()))
+        self.silu_scale, self.sigmoid_scale = silu_scale, sigmoid_scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the gated (B, irreps_out.dim, ...) of (B, irreps_in.dim, ...)."""
+        scalars = self.silu_scale * nn.functional.silu(x[:, : self.num_scalars])
+        if not self.num_gates:
+            return scalars
+        gates = x[:, self.num_scalars : self.num_scalars + self.num_gates]
+        gates = (self.sigmoid_scale * torch.sigmoid(gates))[:, self.index]
+        return torch.cat([scalars, gates * x[:, self.num_scalars + self.num_gates :]], dim=1)
+
+
+class PlainPQLayer(nn.Module):
+    """Plain convolutions from all volumes to a few volumes each, and a gate.
+
+    Parameters
+    ----------
+    convs : sequence of nn.Conv3d
+        Channels in (i, r), channels out (q, o).
+    counts : sequence of int
+        Number of q_out of each.
+    gate : PlainGate
+    coefficients : Tensor, shape (dim_out or 1, Q_out)
+        Of a sum over q_out; None to keep all maps.
+    """
+
+    def __init__(self, convs: list[nn.Conv3d], counts: list[int], gate: PlainGate, coefficients: Tensor | None):
+        super().__init__()
+        self.convs, self.counts, self.gate = nn.ModuleList(convs), counts, gate
+        self.register_buffer("coefficients", coefficients)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return (B, dim_out · Q_out, X, Y, Z), or the sum over q_out (B, dim_out, X, Y, Z)."""
+        maps = (
+            self.gate(conv(x).unflatten(1, (count, -1)).transpose(1, 2))
+            for conv, count in zip(self.convs, self.counts, strict=True)
+        )
+        if self.coefficients is None:
+            return torch.cat(list(maps), dim=2).flatten(1, 2)
+        parts = self.coefficients.split(self.counts, dim=1)
+        return sum((c[None, :, :, None, None, None] * y).sum(2) for c, y in zip(parts, maps, strict=True))
+
+
+class FoldedNet(nn.Module):
+    """Plain convolutions and gates, for the volumes of one gradient table; made by `fold`.
+
+    Parameters
+    ----------
+    layers : sequence of Module
+    q : Tensor, shape (Q, 3)
+        The q-vectors of these volumes, in the voxel frame.
+    """
+
+    def __init__(self, layers: list[nn.Module], q: Tensor):
+        super().__init__()
+        self.layers = nn.Sequential(*layers)
+        self.register_buffer("q", q)
+
+    def forward(self, image: Tensor, q: Tensor | None = None) -> Tensor:
+        """
+        Parameters
+        ----------
+        image : Tensor, shape (B, Q, X, Y, Z)
+            (B, irreps_in.dim, Q, X, Y, Z) where the values are no scalars.
+        q : Tensor, shape (B, Q, 3) or (Q, 3)
+            Compared with the q-vectors that the network was folded for.
+
+        Returns
+        -------
+        Tensor, shape (B, irreps_out.dim, X, Y, Z)
+
+        Raises
+        ------
+        ValueError
+            When q is another gradient table.
+        """
+        if q is not None and (q.shape[-2:] != self.q.shape or (q - self.q).abs().max() > 1e-4):
+            raise ValueError("this network was folded for another gradient table; fold it again, for this scan's")
+        return self.layers(image.flatten(1, 2) if image.ndim == 6 else image)
+
+
+@torch.no_grad()
+def fold(network: PQNet | GradualPQNet, q: Tensor) -> FoldedNet:
+    """Write a network, for one gradient table, as plain convolutions.
+
+    Parameters
+    ----------
+    network : PQNet or GradualPQNet
+        With gates and without normalisation.
+    q : Tensor, shape (Q, 3)
+        In the voxel frame.
+
+    Returns
+    -------
+    FoldedNet
+        In evaluation mode; equal to the network but for rounding. Its weights grow with Q².
+
+    Raises
+    ------
+    ValueError
+        When a layer of the network has no plain form.
+
+    Source
+    ------
+    Müller et al., B.4; Weiler et al. 2018, 3.5.2.
+    """
+    layers, q_in = [], q
+    for i, (conv, gate) in enumerate(zip(network.pq_convs, network.pq_gates, strict=True)):
+        last = i == len(network.pq_convs) - 1
+        if isinstance(network, GradualPQNet):
+            q_out = torch.zeros_like(q[:1]) if last else q_in[spread_subset(q_in, network.q_counts[i])]
+            coefficients = conv.lattice.new_ones(1, 1)
+        else:
+            q_out, sampling = None, QSampling.of(q.to(conv.lattice))
+            coefficients = network.pool.coefficients(sampling)
+        weight = conv.plain_weight(q_in, q_out, closed=conv.antipodal and i > 0)
+        if last:
+            signs = len(weight) // coefficients.shape[1]
+            coefficients = torch.cat(signs * [coefficients / signs], dim=1)
+        layers.append(_pq_layer(conv, gate, weight, coefficients if last else None))
+        q_in = q_in if q_out is None else q_out
+    return FoldedNet([*layers, *_p_layers(network.p_layers)], q.clone()).eval()
+
+
+def _pq_layer(conv: PQConv, gate: nn.Module, weight: Tensor, coefficients: Tensor | None) -> PlainPQLayer:
+    count = max(1, CHUNK // weight[0].numel())
+    parts = weight.split(count)
+    convs = [
+        _conv3d(part.flatten(0, 1).transpose(1, 2).flatten(1, 2), conv.scalar_bias().repeat(len(part)))
+        for part in parts
+    ]
+    return PlainPQLayer(convs, [len(part) for part in parts], _gate(gate), coefficients)
+
+
+def _p_layers(net: PNet) -> list[nn.Module]:
+    layers = []
+    for layer in net:
+        if isinstance(layer, PConv):
+            layers.append(_conv3d(layer.grid_kernel(), layer.scalar_bias()))
+        elif not (isinstance(layer, ChannelsFirst) and type(layer.module).__name__ == "Dropout"):
+            layers.append(_gate(layer))
+    return layers
+
+
+def _conv3d(weight: Tensor, bias: Tensor) -> nn.Conv3d:
+    conv = nn.Conv3d(weight.shape[1], weight.shape[0], weight.shape[-1], padding=weight.shape[-1] // 2)
+    conv.weight, conv.bias = (nn.Parameter(x.contiguous(), requires_grad=False) for x in (weight, bias))
+    return conv
+
+
+def _gate(gate: nn.Module) -> PlainGate:
+    if not isinstance(gate, Gate):
+        raise ValueError(f"a {type(gate).__name__} cannot be folded; use a network with gates and no normalisation")
+    return PlainGate(
+        gate.num_scalars, gate.num_gates, gate.repeats, silu_scale=gate.silu.cst, sigmoid_scale=gate.sigmoid.cst
+    )
