@@ -21,16 +21,17 @@ class PlainGate(nn.Module):
 
     Parameters
     ----------
-    num_scalars, num_gates : int
-    repeats : Tensor, shape (num_gates,), int64
-        Components that each gate multiplies.
+    num_scalars : int
+    blocks : sequence of (int, int)
+        Number of gates and components that each multiplies.
     silu_scale, sigmoid_scale : float
     """
 
-    def __init__(self, num_scalars: int, num_gates: int, repeats: Tensor, *, silu_scale: float, sigmoid_scale: float):
+    def __init__(self, num_scalars: int, blocks: list[tuple[int, int]], *, silu_scale: float, sigmoid_scale: float):
         super().__init__()
-        self.num_scalars, self.num_gates = num_scalars, num_gates
-        self.register_buffer("index", torch.arange(num_gates).repeat_interleave(repeats.cpu()))
+        self.num_scalars, self.num_gates = num_scalars, sum(mul for mul, _ in blocks)
+        repeats = torch.tensor([dim for mul, dim in blocks for _ in range(mul)], dtype=torch.int64)
+        self.register_buffer("index", torch.arange(self.num_gates).repeat_interleave(repeats))
         self.silu_scale, self.sigmoid_scale = silu_scale, sigmoid_scale
 
     def forward(self, x: Tensor) -> Tensor:
@@ -184,6 +185,4 @@ def _conv3d(weight: Tensor, bias: Tensor) -> nn.Conv3d:
 def _gate(gate: nn.Module) -> PlainGate:
     if not isinstance(gate, Gate):
         raise ValueError(f"a {type(gate).__name__} cannot be folded; use a network with gates and no normalisation")
-    return PlainGate(
-        gate.num_scalars, gate.num_gates, gate.repeats, silu_scale=gate.silu.cst, sigmoid_scale=gate.sigmoid.cst
-    )
+    return PlainGate(gate.num_scalars, gate.blocks, silu_scale=gate.silu.cst, sigmoid_scale=gate.sigmoid.cst)

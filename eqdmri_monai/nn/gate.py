@@ -41,8 +41,8 @@ class Gate(nn.Module):
         self.num_scalars = self.irreps_out.count("0e")
         self.num_gates = sum(mul for mul, _ in vectors)
         self.irreps_in = o3.Irreps([(self.num_scalars + self.num_gates, "0e"), *vectors]).simplify()
-        repeats = torch.tensor([ir.dim for mul, ir in vectors for _ in range(mul)], dtype=torch.int64)
-        self.register_buffer("repeats", repeats, persistent=False)
+        self.blocks = [(mul, ir.dim) for mul, ir in vectors]
+        self.widths = [mul * dim for mul, dim in self.blocks]
         self.silu, self.sigmoid = normalize2mom(torch.nn.functional.silu), normalize2mom(torch.sigmoid)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -58,7 +58,9 @@ class Gate(nn.Module):
         scalars, gates, vectors = x.split(
             [self.num_scalars, self.num_gates, x.shape[1] - self.num_scalars - self.num_gates], 1
         )
-        if not self.num_gates:
-            return self.silu(scalars)
-        gates = self.sigmoid(gates).repeat_interleave(self.repeats, dim=1, output_size=vectors.shape[1])
-        return torch.cat([self.silu(scalars), gates * vectors], dim=1)
+        parts, gates = [self.silu(scalars)], self.sigmoid(gates)
+        for (mul, dim), gate, block in zip(
+            self.blocks, gates.split([mul for mul, _ in self.blocks], 1), vectors.split(self.widths, 1), strict=True
+        ):
+            parts.append((gate[:, :, None] * block.unflatten(1, (mul, dim))).flatten(1, 2))
+        return torch.cat(parts, dim=1) if self.num_gates else parts[0]

@@ -34,12 +34,15 @@ def kernel_lattice(kernel_size: int, spacing: tuple[float, float, float]) -> tup
 def conv3d(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Convolve with zeros outside the array, output as large as the input.
 
-    Channels-last is the faster memory format for few channels, by far so for the gradient of the weight: 5 to 23
-    channels, 16 x 32³ voxels, 2 cores: 0.12 s in place of 0.60 s.
+    Few channels make the gradient of the weight slow in the plain memory format: 8 to 23 channels, 24³ voxels, one
+    core: 14.7 ms, in channels-last 7.1 ms, forward 6.8 ms. What follows a convolution is faster in the plain format.
     """
-    x = x.contiguous(memory_format=torch.channels_last_3d)
-    weight = weight.contiguous(memory_format=torch.channels_last_3d)
-    return nn.functional.conv3d(x, weight, bias, padding=weight.shape[-1] // 2)
+    if torch.is_grad_enabled():
+        x = x.contiguous(memory_format=torch.channels_last_3d)
+        weight = weight.contiguous(memory_format=torch.channels_last_3d)
+    else:
+        x = x.contiguous()
+    return nn.functional.conv3d(x, weight, bias, padding=weight.shape[-1] // 2).contiguous()
 
 
 def check_irreps(irreps: o3.Irreps | str, name: str) -> o3.Irreps:

@@ -26,6 +26,37 @@ from eqdmri_monai.nn.q_mixing import QMixing
 
 
 @dataclass(frozen=True)
+class Part:
+    """How the part of the output that is even or odd in q is computed (all of it where the set is not closed).
+
+    Parameters
+    ----------
+    mixes : list of (int, Tensor of shape (Q_out, channels, Q_in))
+        Which field is mixed over q, and with which numbers.
+    weights : list of Tensor, each (irreps_out.dim, irreps_in.dim · channels, X, Y, Z)
+        What the mixed fields are convolved with, for each shell of q_out; None where there is no mix.
+    towards : Tensor, shape (Q_out, S)
+        What the maps shared by all q_out are multiplied with.
+    which : list of int
+        Which of the shared maps.
+    own : int or None
+        Which field meets the self-connection.
+    same : Tensor, shape (Q_out, Q_in)
+        Where q_out is q_in.
+    bias : bool
+        Whether the bias belongs to this part.
+    """
+
+    mixes: list[tuple[int, Tensor]]
+    weights: list[Tensor | None]
+    towards: Tensor
+    which: list[int]
+    own: int | None
+    same: Tensor
+    bias: bool
+
+
+@dataclass(frozen=True)
 class Prepared:
     """What `PQConv` computes once for all q_out.
 
@@ -34,16 +65,14 @@ class Prepared:
     fields : tuple of Tensor, each (B, irreps_in.dim, Q_in, X, Y, Z)
         The part of the map that is even in q and, where there is one, the odd part.
     mixing : QMixing
-    kernels : Tensor
-        From `PQConv.grid_kernel`.
-    shared : list of Tensor, each (B, 1 or (lmax_q + 1)², irreps_out.dim, X, Y, Z)
-        For each shell of q_out: the sum over q_in of l_q = 0; then b0 alone for l_q > 0, to be multiplied with
-        Y(q_out).
+    parts : list of Part
+    shared : list of Tensor, each (B, S, irreps_out.dim, X, Y, Z)
+        For each shell of q_out: the sum over q_in of l_q = 0; then b0 alone for each (l_q, m_q), l_q > 0.
     """
 
     fields: tuple[Tensor, ...]
     mixing: QMixing
-    kernels: Tensor
+    parts: list[Part]
     shared: list[Tensor]
 
 
@@ -197,13 +226,47 @@ class PQConv(nn.Module):
     def prepare(self, x: Tensor, q_in: Tensor, q_out: Tensor | None = None) -> "Prepared":
         """Do what is common to all q_out, for `convolve` to be called on a few of them at a time."""
         fields = self.split(x, len(q_in))
-        keys = (q_in,) if q_out is None else (q_in, q_out)
-        mixing, kernels = self._kernels(self, keys, lambda: self._build(q_in, q_out))
-        return Prepared(fields, mixing, kernels, [self._shared(fields[0], mixing, kernel) for kernel in kernels])
+        keys = (q_in, torch.tensor(len(fields)), *([] if q_out is None else [q_out]))
+        mixing, kernels, parts = self._kernels(self, keys, lambda: self._build(q_in, q_out, len(fields)))
+        return Prepared(fields, mixing, parts, [self._shared(fields[0], mixing, kernel) for kernel in kernels])
 
-    def _build(self, q_in: Tensor, q_out: Tensor | None) -> tuple[QMixing, Tensor]:
+    def _build(self, q_in: Tensor, q_out: Tensor | None, num_fields: int) -> tuple[QMixing, Tensor, list[Part]]:
         mixing = self.mixing(q_in, q_out)
-        return mixing, self.grid_kernel(mixing)
+        kernels = self.grid_kernel(mixing)
+        return mixing, kernels, self._parts(mixing, kernels, num_fields)
+
+    def _parts(self, mixing: QMixing, kernels: Tensor, num_fields: int) -> list[Part]:
+        every = range(1, self.lmax_q + 1)
+        if not self.antipodal:
+            return [self._make_part(mixing, kernels, [(0, mixing.minus, every)], own=0, even=True)]
+        even_l, odd_l = every[1::2], every[::2]
+        for_even = 0.5 * (mixing.minus + mixing.plus)  # meets the even part of the map; parity (-1)^l in q_out
+        even, odd, own = [(0, for_even, even_l)], [(0, for_even, odd_l)], None
+        if num_fields == 2:
+            for_odd, own = 0.5 * (mixing.minus - mixing.plus), 1  # parity -(-1)^l
+            even.append((1, for_odd, odd_l))
+            odd.append((1, for_odd, even_l))
+        return [
+            self._make_part(mixing, kernels, even, own=0, even=True),
+            self._make_part(mixing, kernels, odd, own=own, even=False),
+        ]
+
+    def _make_part(self, mixing: QMixing, kernels: Tensor, terms: list, *, own: int | None, even: bool) -> Part:
+        """Put together a `Part`; `terms` lists (field, harmonics, which l_q), the field that is even in q first."""
+        degrees = [[m for l in ls for m in range(l**2, (l + 1) ** 2)] for _, _, ls in terms]
+        mixes, weights = [], []
+        for (field, sh, _), ms in zip(terms, degrees, strict=True):
+            if ms:
+                mix = torch.einsum("qrm,rt->qtmr", sh[:, :, ms], mixing.weight_by_shell)
+                mixes.append((field, mix.flatten(1, 2)))
+                weight = kernels[:, mixing.first :, :, :, ms].permute(0, 2, 3, 1, 4, 5, 6, 7)  # [s, o, i, t, m, ...]
+                weights.append(weight.flatten(2, 4))
+        shared = [0] * even + (degrees[0] if self.lmax_q and mixing.first else [])
+        weight = torch.cat(weights, dim=2) if weights else [None] * len(kernels)
+        return Part(
+            mixes, list(weight), harmonics(self.lmax_q, mixing.sampling_out.q)[:, shared], shared, own,
+            mixing.same if even else mixing.opposite, even,
+        )  # fmt: skip
 
     def split(self, x: Tensor, count: int) -> tuple[Tensor, ...]:
         """Return a map's parts that are even and odd in q (only the even one where it is given at +q alone).
@@ -262,19 +325,35 @@ class PQConv(nn.Module):
 
     def _convolve_products(self, prepared: "Prepared", index: Tensor) -> tuple[Tensor, ...]:
         """Convolve with the product bases, self-connection and bias; returns what `convolve` does."""
-        x, mixing = prepared.fields[0], prepared.mixing
+        parts = [self._convolve_part(prepared, part, index) for part in prepared.parts]
         if not self.antipodal:
-            return (self._part(prepared, index, x, [(x, mixing.minus, range(1, self.lmax_q + 1))], even=True),)
-        even_l, odd_l = range(2, self.lmax_q + 1, 2), range(1, self.lmax_q + 1, 2)
-        for_even = 0.5 * (mixing.minus + mixing.plus)  # meets the even part of the map; parity (-1)^l in q_out
-        even, odd, odd_x = [(x, for_even, even_l)], [(x, for_even, odd_l)], None
-        if len(prepared.fields) == 2:
-            odd_x, for_odd = prepared.fields[1], 0.5 * (mixing.minus - mixing.plus)  # parity -(-1)^l
-            even.append((odd_x, for_odd, odd_l))
-            odd.append((odd_x, for_odd, even_l))
-        e = self._part(prepared, index, x, even, even=True)
-        o = self._part(prepared, index, odd_x, odd, even=False)
+            return tuple(parts)
+        e, o = parts
         return (e, e) if o is None else (e + o, e - o)
+
+    def _convolve_part(self, prepared: "Prepared", part: Part, index: Tensor) -> Tensor | None:
+        """Compute one part of the output (B, dim_out, n, X, Y, Z), or None where nothing contributes."""
+        mixing, fields, n = prepared.mixing, prepared.fields, len(index)
+        shell = int(mixing.sampling_out.shell[index[0]])
+        shared, weight = prepared.shared[shell], part.weights[shell]
+        size = fields[0].shape[3:]
+        bias = self.scalar_bias() if part.bias else None
+        y = None  # [b, q, o x y z]
+        if part.mixes:
+            h = [torch.einsum("qmr,birxyz->bqimxyz", mix[index], fields[f]).flatten(2, 3) for f, mix in part.mixes]
+            h = h[0] if len(h) == 1 else torch.cat(h, dim=2)
+            y = conv3d(h.flatten(0, 1), weight, bias).unflatten(0, (-1, n)).flatten(2)
+        elif part.bias:
+            y = bias[:, None].expand(-1, size.numel()).reshape(1, 1, -1).expand(len(shared), n, -1)
+        if part.which:
+            maps = shared if shared.shape[1] == len(part.which) else shared[:, part.which]
+            y = _add_product(y, part.towards[index].expand(len(shared), -1, -1), maps.flatten(2))
+        if part.own is not None:
+            field = fields[part.own]
+            x = torch.einsum("qr,birxyz->bqixyz", part.same[index], field).flatten(0, 1).flatten(2)
+            y = None if y is None else y.unflatten(2, (self.irreps_out.dim, -1)).flatten(0, 1)
+            y = _add_product(y, self.self_matrix().to(x).expand(len(x), -1, -1), x).unflatten(0, (-1, n)).flatten(2)
+        return None if y is None else y.unflatten(2, (self.irreps_out.dim, *size)).transpose(1, 2)
 
     def _shared(self, x: Tensor, mixing: QMixing, kernel: Tensor) -> Tensor:
         """Convolve what all q_out of a shell have in common; see `Prepared`."""
@@ -287,40 +366,6 @@ class PQConv(nn.Module):
             b0 = conv3d(means[:, :, 0], weight)
             out.append(b0.unflatten(1, (-1, self.irreps_out.dim)))
         return torch.cat(out, dim=1)
-
-    def _part(
-        self, prepared: "Prepared", index: Tensor, own: Tensor | None, terms: list, *, even: bool
-    ) -> Tensor | None:
-        """Sum the part of the output that is even or odd in q (all of it where the set is not closed).
-
-        `terms` lists (map, harmonics, which l_q), the map that is even in q first; `own` meets the self-connection.
-        Returns (B, dim_out, n, X, Y, Z), or None where nothing contributes.
-        """
-        mixing, n = prepared.mixing, len(index)
-        shell = int(mixing.sampling_out.shell[index[0]])
-        kernel, shared = prepared.kernels[shell], prepared.shared[shell]
-        degrees = [[m for l in ls for m in range(l**2, (l + 1) ** 2)] for _, _, ls in terms]
-        maps, weights = [], []
-        for (x, sh, _), ms in zip(terms, degrees, strict=True):
-            if ms:
-                mix = torch.einsum("qrm,rt->qtmr", sh[index][:, :, ms], mixing.weight_by_shell)
-                maps.append(torch.einsum("qtmr,birxyz->bqitmxyz", mix, x).flatten(2, 4))
-                weights.append(kernel[mixing.first :, :, :, ms].permute(1, 2, 0, 3, 4, 5, 6).flatten(1, 3))
-        parts = []
-        bias = self.scalar_bias() if even else None
-        if maps:
-            y = conv3d(torch.cat(maps, 2).flatten(0, 1), torch.cat(weights, 1), bias)
-            parts.append(y.unflatten(0, (-1, n)).transpose(1, 2))
-        elif even:
-            parts.append(bias[:, None, None, None, None])
-        ms = [0] * even + (degrees[0] if shared.shape[1] > 1 else [])
-        if ms:
-            towards = harmonics(self.lmax_q, mixing.sampling_out.q[index])[:, ms]
-            parts.append(torch.einsum("qm,bmoxyz->boqxyz", towards, shared[:, ms]))
-        if own is not None:
-            same = (mixing.same if even else mixing.opposite)[index]
-            parts.append(torch.einsum("oi,qr,birxyz->boqxyz", self.self_matrix(), same, own))
-        return sum(parts) if parts else None
 
     def plain_weight(self, q_in: Tensor, q_out: Tensor | None = None, *, closed: bool = False) -> Tensor:
         """Return the layer as the weight of one plain convolution from all volumes to all volumes.
@@ -374,3 +419,8 @@ class PQConv(nn.Module):
         size = len(length_out), len(length_in), self.irreps_out.dim, self.irreps_in.dim, (self.lmax_q + 1) ** 2
         filters = (f(offset, length_out, length_in, on_lattice=on_lattice) for f in self.filters)
         return sum(filters, offset.new_zeros(*size, len(offset)))
+
+
+def _add_product(y: Tensor | None, a: Tensor, b: Tensor) -> Tensor:
+    """Return y + a @ b for stacks of matrices, in one pass over memory."""
+    return torch.bmm(a, b) if y is None else torch.baddbmm(y, a, b)
