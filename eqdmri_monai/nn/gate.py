@@ -1,9 +1,18 @@
 """Gated nonlinearity: scalars pass a SiLU, every other copy is multiplied by the sigmoid of a scalar of its own."""
 
+from collections.abc import Callable
+from functools import cache
+
 import torch
 from e3nn import o3
 from e3nn.math import normalize2mom
 from torch import Tensor, nn
+
+
+@cache
+def unit_moment(function: Callable[[Tensor], Tensor]) -> normalize2mom:
+    """Return a function scaled to keep the second moment of unit-normal input (e3nn draws a million numbers for it)."""
+    return normalize2mom(function)
 
 
 class Gate(nn.Module):
@@ -43,7 +52,7 @@ class Gate(nn.Module):
         self.irreps_in = o3.Irreps([(self.num_scalars + self.num_gates, "0e"), *vectors]).simplify()
         self.blocks = [(mul, ir.dim) for mul, ir in vectors]
         self.widths = [mul * dim for mul, dim in self.blocks]
-        self.silu, self.sigmoid = normalize2mom(torch.nn.functional.silu), normalize2mom(torch.sigmoid)
+        self.silu, self.sigmoid = unit_moment(nn.functional.silu), unit_moment(torch.sigmoid)
 
     def forward(self, x: Tensor) -> Tensor:
         """

@@ -3,10 +3,9 @@
 import torch
 from e3nn import nn as e3nn_nn
 from e3nn import o3
-from e3nn.math import normalize2mom
 from torch import Tensor, nn
 
-from eqdmri_monai.nn.gate import Gate
+from eqdmri_monai.nn.gate import Gate, unit_moment
 
 
 class ChannelsFirst(nn.Module):
@@ -46,7 +45,7 @@ class NormNonlinearity(nn.Module):
         super().__init__()
         self.irreps_in = self.irreps_out = _scalars_first(irreps_out)
         self.num_scalars = self.irreps_out.count("0e")
-        self.silu = normalize2mom(torch.nn.functional.silu)
+        self.silu = unit_moment(nn.functional.silu)
         rest = o3.Irreps([(mul, ir) for mul, ir in self.irreps_out if ir.l > 0])
         function = _squashed if squash else torch.nn.functional.silu
         self.lengths = ChannelsFirst(e3nn_nn.NormActivation(rest, function, bias=not squash)) if rest else None
