@@ -5,5 +5,14 @@ from eqdmri_monai.nn.linear import Linear
 from eqdmri_monai.nn.p_conv import PConv
 from eqdmri_monai.nn.pq_conv import PQConv
 from eqdmri_monai.nn.q_reduction import QLengthPool
+from eqdmri_monai.nn.resample import Downsample, Upsample
 
-__all__ = ["Gate", "Linear", "PConv", "PQConv", "QLengthPool"]
+__all__ = [
+    "Downsample",
+    "Gate",
+    "Linear",
+    "PConv",
+    "PQConv",
+    "QLengthPool",
+    "Upsample",
+]
