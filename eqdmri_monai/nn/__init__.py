@@ -1,5 +1,6 @@
 """Equivariant layers. Feature maps are (B, irreps.dim, Q, X, Y, Z) over p and q, (B, irreps.dim, X, Y, Z) over p."""
 
+from eqdmri_monai.nn.cartesian import CartesianToIrreps, IrrepsToCartesian, TensorHead
 from eqdmri_monai.nn.gate import Gate
 from eqdmri_monai.nn.linear import Linear
 from eqdmri_monai.nn.p_conv import PConv
@@ -8,11 +9,14 @@ from eqdmri_monai.nn.q_reduction import QLengthPool
 from eqdmri_monai.nn.resample import Downsample, Upsample
 
 __all__ = [
+    "CartesianToIrreps",
     "Downsample",
     "Gate",
+    "IrrepsToCartesian",
     "Linear",
     "PConv",
     "PQConv",
     "QLengthPool",
+    "TensorHead",
     "Upsample",
 ]
