@@ -96,3 +96,36 @@ def world_to_voxel(directions: Tensor, affine: Tensor) -> Tensor:
     """
     axes = voxel_axes(affine)
     return directions.to(axes) @ axes
+
+
+def voxel_to_world(directions: Tensor, affine: Tensor) -> Tensor:
+    """Invert `world_to_voxel`, for vectors (..., 3) along the axes of an array, such as a network's output.
+
+    Keeps the type and device of the vectors.
+    """
+    return directions @ voxel_axes(affine).to(directions).T
+
+
+def tensor_to_world(tensor: Tensor, affine: Tensor) -> Tensor:
+    """Turn tensors along the axes of an array into the world: R D Rᵀ, R the array's `voxel_axes`.
+
+    A fit is in the frame of the directions that it was given: along the voxel axes with those of `world_to_voxel`, in
+    the frame of the ``.bvec`` file with FSL's ``dtifit``.
+
+    Parameters
+    ----------
+    tensor : Tensor, shape (..., 3, 3)
+        Keeps its type and device.
+    affine : Tensor, shape (4, 4)
+        Of the array; of either handedness.
+
+    Returns
+    -------
+    Tensor, shape (..., 3, 3)
+
+    Source
+    ------
+    Alexander et al. 2001, doi:10.1109/42.963816, for a rigid transform.
+    """
+    axes = voxel_axes(affine).to(tensor)
+    return axes @ tensor @ axes.T

@@ -1,5 +1,6 @@
 """Equivariant layers. Feature maps are (B, irreps.dim, Q, X, Y, Z) over p and q, (B, irreps.dim, X, Y, Z) over p."""
 
+from eqdmri_monai.nn.cartesian import CartesianToIrreps, IrrepsToCartesian, TensorHead
 from eqdmri_monai.nn.gate import Gate
 from eqdmri_monai.nn.linear import Linear
 from eqdmri_monai.nn.nonlinearity import (
@@ -12,17 +13,23 @@ from eqdmri_monai.nn.nonlinearity import (
 from eqdmri_monai.nn.p_conv import PConv
 from eqdmri_monai.nn.pq_conv import PQConv
 from eqdmri_monai.nn.q_reduction import QLengthPool, QMean
+from eqdmri_monai.nn.resample import Downsample, Upsample
 
 __all__ = [
+    "CartesianToIrreps",
     "ChannelsFirst",
+    "Downsample",
     "Gate",
+    "IrrepsToCartesian",
     "Linear",
     "NormNonlinearity",
     "PConv",
     "PQConv",
     "QLengthPool",
     "QMean",
+    "TensorHead",
     "TensorProductNonlinearity",
+    "Upsample",
     "nonlinear_layer",
     "norm_layer",
 ]
