@@ -1,6 +1,11 @@
+import importlib.util
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 
@@ -26,3 +31,54 @@ def test_a_folder_that_exists_is_left_alone(tmp_path):
     )  # fmt: skip
     assert done.returncode != 0
     assert "exists already" in done.stderr
+
+
+@pytest.fixture(scope="module")
+def benchmark():
+    spec = importlib.util.spec_from_file_location("benchmark", SCRIPTS / "benchmark.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        {"model": "dense", "directions": 6},
+        {"model": "paper", "directions": 6},
+        {"model": "paper", "directions": 5, "b0": 1, "antipodal": False},
+        {"model": "bundle", "directions": 6, "b0": 1, "shells": 2},
+    ],
+)
+def test_benchmark_counts_the_multiply_adds_that_are_done(benchmark, kind):
+    case = {**benchmark.COMMON, "size": 6, "channels_last": False, **kind}
+    q = benchmark.scheme(case)
+    image = torch.randn(1, len(q), 6, 6, 6)
+    counter = FlopCounterMode(display=False)
+    with counter:
+        net = benchmark.build(case)
+        forward = net(image, q)
+        done = {"forward": 0, "step": 0}
+        done["forward"] = counter.get_flop_counts()["Global"][torch.ops.aten.convolution]
+        forward.sum().backward()
+    counts = counter.get_flop_counts()["Global"]
+    done["step"] = done["forward"] + counts[torch.ops.aten.convolution_backward]
+    mixing = 0 if kind["model"] == "dense" else 6**3 * 8 * len(q) * case["directions"]
+    for name, flops in done.items():
+        assert flops == 2 * (benchmark.multiply_adds(case)[name] - mixing)
+
+
+def test_benchmark_measures_in_a_fresh_process_and_survives_one_that_fails(benchmark):
+    case = {**benchmark.COMMON, "measure": "network", "size": 5, "directions": 6, "device": "cpu"}
+    case |= {"repeats": 1, "threads": 1}
+    dense, failed = (
+        benchmark.run({**case, **kind}) for kind in ({"model": "dense", "channels_last": False}, {"model": "?"})
+    )
+    ours = {**case, "model": "paper", **benchmark.network({**case, "model": "paper"})}
+    benchmark.compare(results := [dense, failed, ours])
+    assert failed["error"] == "KeyError: '?'"
+    for result in (dense, ours):
+        assert min(result["forward_s"], result["step_s"], result["peak_MB"]) > 0
+        assert set(result["ratio"]) == {"forward_s", "step_s", "peak_MB"}
+    assert set(dense["ratio"].values()) == set(dense["bound"].values()) == {1.0}
+    assert [benchmark.line(r).split()[0] for r in results] == ["dense", "?", "paper"]
