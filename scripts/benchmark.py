@@ -6,8 +6,8 @@ python scripts/benchmark.py --data scans --json out.json
 
 The dense form (Müller et al., B.4) is one conv3d from all volumes to all volumes. It is shown at its best: with a free
 kernel in place of one that is built from weights, in the faster of two memory formats; gates, sum over q and layers
-over p as in ours. Ours builds all kernels from the weights in every step. A ratio above 1 says how many times less time
-or memory than the dense form in fp32, same voxels and volumes, same run; its bound is the ratio of multiply-adds.
+over p as in ours. Ours builds all kernels from the weights in every step. Ratios are to the dense form in fp32 with the
+same voxels and volumes in the same run, below 1 where ours needs less; the bound is the ratio of multiply-adds.
 
 Every measurement has a process of its own: memory first (one step, above what the process had before it), then the
 median time after a warm-up. The image does not require a gradient; the loss is the mean square of the logits.
@@ -293,7 +293,7 @@ def plain(case: dict) -> bool:
 
 
 def compare(results: list[dict]) -> None:
-    """Add to each network how many times less time and memory it takes than the faster dense form in fp32."""
+    """Add to each network its time and memory relative to the faster dense form in fp32."""
 
     def alike(case: dict) -> tuple:
         return case["size"], case["directions"] + case["b0"], case["shells"]
@@ -303,8 +303,8 @@ def compare(results: list[dict]) -> None:
         dense = [d for d in good if d["model"] == "dense" and not d["bf16"] and alike(d) == alike(result)]
         if dense:
             best = min(dense, key=lambda d: d["step_s"])
-            result["ratio"] = {name: best[name] / result[name] for name in ("forward_s", "step_s", "peak_MB")}
-            result["bound"] = {name: best["multiply_adds"][name] / n for name, n in result["multiply_adds"].items()}
+            result["ratio"] = {name: result[name] / best[name] for name in ("forward_s", "step_s", "peak_MB")}
+            result["bound"] = {name: n / best["multiply_adds"][name] for name, n in result["multiply_adds"].items()}
 
 
 def machine() -> dict:

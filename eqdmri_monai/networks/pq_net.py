@@ -147,9 +147,12 @@ class PQNet(nn.Module):
         prepared = conv.prepare(x, q)
         coefficients = self.pool.coefficients(prepared.mixing.sampling_out)
 
+        def gated_sum(coefficients: Tensor, *maps: Tensor) -> Tensor:
+            return sum(torch.einsum("iq,biqxyz->bixyz", coefficients / len(maps), act(y)) for y in maps)
+
         def pooled(index: Tensor) -> Tensor:
-            maps = conv.convolve(prepared, index)
-            return sum(torch.einsum("iq,biqxyz->bixyz", coefficients[:, index] / len(maps), act(y)) for y in maps)
+            # what the gate computes costs less time to find again than memory to keep
+            return run(gated_sum, coefficients[:, index], *conv.convolve(prepared, index), recompute=True)
 
         return sum(run(pooled, index, recompute=self.recompute) for index in prepared.mixing.chunks(self.chunk))
 
