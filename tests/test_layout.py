@@ -9,7 +9,18 @@ import eqdmri_monai
 
 ROOT = Path(eqdmri_monai.__file__).parent
 ORDER = ["frames", "gradients", "bases", "nn", "networks"]
-STANDARD = {"abc", "collections", "dataclasses", "functools", "itertools", "math", "pathlib", "pickle", "warnings"}
+STANDARD = {
+    "abc",
+    "collections",
+    "copy",
+    "dataclasses",
+    "functools",
+    "itertools",
+    "math",
+    "pathlib",
+    "pickle",
+    "warnings",
+}
 
 
 def imports(path: Path) -> set[str]:

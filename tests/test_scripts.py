@@ -33,12 +33,16 @@ def test_a_folder_that_exists_is_left_alone(tmp_path):
     assert "exists already" in done.stderr
 
 
-@pytest.fixture(scope="module")
-def benchmark():
-    spec = importlib.util.spec_from_file_location("benchmark", SCRIPTS / "benchmark.py")
+def script(name: str):
+    spec = importlib.util.spec_from_file_location(name, SCRIPTS / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def benchmark():
+    return script("benchmark")
 
 
 @pytest.mark.parametrize(
@@ -82,3 +86,13 @@ def test_benchmark_measures_in_a_fresh_process_and_survives_one_that_fails(bench
         assert set(result["ratio"]) == {"forward_s", "step_s", "peak_MB"}
     assert set(dense["ratio"].values()) == set(dense["bound"].values()) == {1.0}
     assert [benchmark.line(r).split()[0] for r in results] == ["dense", "?", "paper"]
+
+
+@pytest.mark.slow
+def test_shapes_learned_in_one_orientation_are_recognised_in_all():
+    torch.set_default_dtype(torch.float32)
+    tetris = script("tetris")
+    steerable, plain = (tetris.experiment(make, 0, 400) for make in (tetris.steerable, tetris.plain))
+    assert steerable["as trained"] == steerable["24 cube rotations"] == 1.0
+    assert plain["as trained"] == 1.0
+    assert plain["24 cube rotations"] < 0.4

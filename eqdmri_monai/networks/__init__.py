@@ -1,10 +1,21 @@
 """Whole models. Each is called ``network(image, q)`` and returns logits."""
 
-from eqdmri_monai.networks.folded import FoldedNet, fold
+from eqdmri_monai.networks.folded import FoldedNet, fold, fold_steerable
 from eqdmri_monai.networks.gradual_pq_net import GradualPQNet
 from eqdmri_monai.networks.p_net import PNet
 from eqdmri_monai.networks.plain_cnn import PlainCNN
 from eqdmri_monai.networks.pq_net import PQNet
+from eqdmri_monai.networks.steerable_cnn import SteerableCNN3d
 from eqdmri_monai.networks.weights import load_weights
 
-__all__ = ["FoldedNet", "GradualPQNet", "PNet", "PQNet", "PlainCNN", "fold", "load_weights"]
+__all__ = [
+    "FoldedNet",
+    "GradualPQNet",
+    "PNet",
+    "PQNet",
+    "PlainCNN",
+    "SteerableCNN3d",
+    "fold",
+    "fold_steerable",
+    "load_weights",
+]

@@ -3,6 +3,8 @@
 `FoldedNet` and what it is made of use torch alone: exported by `torch.export`, it runs where e3nn is not installed.
 """
 
+import copy
+
 import torch
 from torch import Tensor, nn
 
@@ -10,7 +12,9 @@ from eqdmri_monai.gradients import QSampling, spread_subset
 from eqdmri_monai.networks.gradual_pq_net import GradualPQNet
 from eqdmri_monai.networks.p_net import PNet
 from eqdmri_monai.networks.pq_net import PQNet
+from eqdmri_monai.networks.steerable_cnn import ResidualBlock, SteerableCNN3d
 from eqdmri_monai.nn import ChannelsFirst, Gate, PConv, PQConv
+from eqdmri_monai.nn.steerable_conv import SteerableConv3d
 
 MIB = 2**20
 CHUNK = 256 * MIB  # most numbers in the weight of one convolution over q
@@ -156,6 +160,49 @@ def fold(network: PQNet | GradualPQNet, q: Tensor) -> FoldedNet:
     return FoldedNet([*layers, *_p_layers(network.p_layers)], q.clone()).eval()
 
 
+@torch.no_grad()
+def fold_steerable(network: SteerableCNN3d) -> nn.Sequential:
+    """Convert a trained 3D Steerable CNN to an ordinary CNN.
+
+    Returns
+    -------
+    nn.Sequential
+        Convolutions, gates and linear maps of torch alone, in evaluation mode.
+
+    Source
+    ------
+    Weiler et al. 2018, 3.5.2.
+    """
+    return nn.Sequential(*map(_plain, network)).eval()
+
+
+class PlainResidual(nn.Module):
+    """`ResidualBlock` without e3nn: plain layers, and a 1 × 1 × 1 convolution beside them.
+
+    Parameters
+    ----------
+    branch, shortcut, gate : Module
+    """
+
+    def __init__(self, branch: nn.Module, shortcut: nn.Conv3d, gate: nn.Module):
+        super().__init__()
+        self.branch, self.shortcut, self.gate = branch, shortcut, gate
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return (B, C', X', Y', Z') of (B, C, X, Y, Z)."""
+        return self.gate(0.5**0.5 * (self.branch(x) + self.shortcut(x)))
+
+
+def _plain(layer: nn.Module) -> nn.Module:
+    if isinstance(layer, SteerableConv3d):
+        return _conv3d(layer.grid_kernel(), layer.scalar_bias(), stride=layer.stride)
+    if isinstance(layer, ResidualBlock):
+        matrix = layer.shortcut.matrix()
+        shortcut = _conv3d(matrix[:, :, None, None, None], torch.zeros(len(matrix)).to(matrix), stride=layer.stride)
+        return PlainResidual(nn.Sequential(*map(_plain, layer.branch)), shortcut, _gate(layer.gate))
+    return _gate(layer) if isinstance(layer, Gate) else copy.deepcopy(layer)
+
+
 def _pq_layer(conv: PQConv, gate: nn.Module, weight: Tensor, coefficients: Tensor | None) -> PlainPQLayer:
     count = max(1, CHUNK // weight[0].numel())
     parts = weight.split(count)
@@ -176,8 +223,9 @@ def _p_layers(net: PNet) -> list[nn.Module]:
     return layers
 
 
-def _conv3d(weight: Tensor, bias: Tensor) -> nn.Conv3d:
-    conv = nn.Conv3d(weight.shape[1], weight.shape[0], weight.shape[-1], padding=weight.shape[-1] // 2)
+def _conv3d(weight: Tensor, bias: Tensor, *, stride: int = 1) -> nn.Conv3d:
+    size = weight.shape[-1]
+    conv = nn.Conv3d(weight.shape[1], weight.shape[0], size, stride=stride, padding=size // 2)
     conv.weight, conv.bias = (nn.Parameter(x.contiguous(), requires_grad=False) for x in (weight, bias))
     return conv
 

@@ -1,0 +1,145 @@
+"""The 3D Steerable CNN: an ordinary CNN for volumes whose features are scalar, vector and tensor fields."""
+
+from collections.abc import Sequence
+
+from e3nn import o3
+from torch import Tensor, nn
+
+from eqdmri_monai.nn import Gate, Linear
+from eqdmri_monai.nn.steerable_conv import SteerableConv3d
+
+
+def field_type(fields: Sequence[int]) -> o3.Irreps:
+    """Return the irreps of (n0, n1, n2, ...) fields of degree 0, 1, 2, ...
+
+    Raises
+    ------
+    ValueError
+        When there is no field, or a number is negative.
+    """
+    if min(fields, default=0) < 0 or not sum(fields):
+        raise ValueError(f"fields must be numbers (n0, n1, n2, n3) of fields of each degree, got {tuple(fields)}")
+    return o3.Irreps([(n, (l, 1)) for l, n in enumerate(fields) if n])
+
+
+class ResidualBlock(nn.Module):
+    """Two gated convolutions, with the input added before the second gate.
+
+    Parameters
+    ----------
+    irreps_in, irreps_out : o3.Irreps
+    stride : int
+        Of the first convolution; the input is thinned out likewise.
+    **options
+        Of `SteerableConv3d`.
+
+    Source
+    ------
+    Weiler et al. 2018, 4.3; He et al. 2016.
+    """
+
+    def __init__(self, irreps_in: o3.Irreps, irreps_out: o3.Irreps, *, stride: int = 1, **options):
+        super().__init__()
+        gate = Gate(irreps_out)
+        self.stride, self.irreps_in, self.irreps_out = stride, o3.Irreps(irreps_in), gate.irreps_out
+        self.branch = nn.Sequential(
+            SteerableConv3d(irreps_in, gate.irreps_in, stride=stride, **options),
+            gate,
+            SteerableConv3d(irreps_out, gate.irreps_in, **options),
+        )
+        self.shortcut, self.gate = Linear(irreps_in, gate.irreps_in), gate
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return (B, irreps_out.dim, X', Y', Z') of (B, irreps_in.dim, X, Y, Z)."""
+        kept = x[..., :: self.stride, :: self.stride, :: self.stride]
+        return self.gate(0.5**0.5 * (self.branch(x) + self.shortcut(kept)))
+
+
+class GlobalMean(nn.Module):
+    """Mean over all voxels."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return (B, C) of (B, C, X, Y, Z)."""
+        return x.mean(dim=(-3, -2, -1))
+
+
+class SteerableCNN3d(nn.Sequential):
+    """Volumes as scalar channels in; a map of any type, or one class for the whole volume, out.
+
+    Parameters
+    ----------
+    in_channels : int
+        Scalars of each voxel.
+    fields : sequence of (n0, n1, n2, n3)
+        Fields of degree 0 to 3 after each layer.
+    irreps_out : o3.Irreps
+        Type of the output map; ``8x0e`` are 8 classes.
+    whole : bool
+        Predict for the volume as a whole: the mean over voxels of the last features, which must have scalars, then a
+        linear layer.
+    residual : bool
+        Residual blocks of two convolutions for all layers but the first.
+    strides : sequence of int
+        Of each layer; 1 if left out.
+    kernel_size, limits
+        As in `SteerableConv3d`.
+
+    Raises
+    ------
+    ValueError
+        When the options do not fit each other.
+
+    Source
+    ------
+    Weiler et al. 2018.
+    """
+
+    def __init__(
+        self,
+        in_channels: int = 1,
+        fields: Sequence[Sequence[int]] = ((8, 4, 2, 1), (8, 4, 2, 1)),
+        irreps_out: o3.Irreps | str = "1x0e",
+        *,
+        whole: bool = False,
+        residual: bool = False,
+        strides: Sequence[int] | None = None,
+        kernel_size: int = 5,
+        limits: Sequence[int] | None = None,
+    ):
+        strides = [1] * len(fields) if strides is None else list(strides)
+        if not fields or len(strides) != len(fields):
+            raise ValueError(f"strides must have one entry for each of {len(fields)} layers (at least one)")
+        options, layers = {"kernel_size": kernel_size, "limits": limits}, []
+        irreps = self_in = o3.Irreps([(in_channels, (0, 1))])
+        for i, (numbers, stride) in enumerate(zip(fields, strides, strict=True)):
+            hidden = field_type(numbers)
+            if residual and i:
+                layers.append(ResidualBlock(irreps, hidden, stride=stride, **options))
+            else:
+                gate = Gate(hidden)
+                layers += [SteerableConv3d(irreps, gate.irreps_in, stride=stride, **options), gate]
+            irreps = hidden
+        irreps_out = o3.Irreps(irreps_out)
+        if whole:
+            if irreps.lmax > 0 or irreps_out.lmax > 0:
+                raise ValueError(f"a whole volume's output is made of scalars; end fields with (n0,), got {irreps}")
+            layers += [GlobalMean(), nn.Linear(irreps.dim, irreps_out.dim)]
+        else:
+            layers.append(SteerableConv3d(irreps, irreps_out, **options))
+        super().__init__(*layers)
+        self.irreps_in, self.irreps_out = self_in, irreps_out
+
+    def forward(self, image: Tensor, q: Tensor | None = None) -> Tensor:
+        """
+        Parameters
+        ----------
+        image : Tensor, shape (B, in_channels, X, Y, Z)
+        q : Tensor
+            Taken and not used: directions of gradients mean nothing to scalar channels.
+
+        Returns
+        -------
+        Tensor, shape (B, irreps_out.dim, X', Y', Z')
+            (B, irreps_out.dim) with `whole`.
+        """
+        return super().forward(image)
