@@ -147,6 +147,12 @@ def test_bfloat16_gives_about_the_same(cohort):
     assert np.abs(in_ras(a) - in_ras(b)).max() < 0.05
 
 
+def test_windows_do_not_change_the_map(cohort):
+    whole = infer(cohort / "s0.nii.gz", cohort, cohort / "a") / "s0_probability.nii.gz"
+    parts = infer(cohort / "s0.nii.gz", cohort, cohort / "b", window=[14, 12, -1]) / "s0_probability.nii.gz"
+    np.testing.assert_allclose(in_ras(parts), in_ras(whole), rtol=0, atol=1e-5)
+
+
 # --- training and evaluation
 
 
