@@ -1,12 +1,13 @@
-"""Ignite handlers for training runs that can be stopped and resumed."""
+"""Ignite handlers for training runs that can be stopped and resumed, in one process or in several."""
 
+import ignite.distributed as idist
 from ignite.engine import Engine, Events
 from ignite.handlers import ProgressBar
 from monai.utils import set_determinism
 
 
 class SeedEpochs:
-    """Seed everything random at the start of each epoch by ``seed + epoch``.
+    """Seed everything random at the start of each epoch by ``seed + epoch``, and otherwise in each process.
 
     An epoch then sees the same crops in the same order whether or not the run was stopped before it.
 
@@ -14,6 +15,8 @@ class SeedEpochs:
     ----------
     seed : int
     """
+
+    BETWEEN_PROCESSES = 1_000_003  # more than there are epochs
 
     def __init__(self, seed: int):
         self.seed = seed
@@ -24,9 +27,26 @@ class SeedEpochs:
 
     def __call__(self, engine: Engine) -> None:
         """Seed torch, numpy, random and the random transforms of the data set."""
-        seed = self.seed + engine.state.epoch
+        seed = self.seed + engine.state.epoch + self.BETWEEN_PROCESSES * idist.get_rank()
         set_determinism(seed=seed)
         engine.data_loader.dataset.transform.set_random_state(seed=seed)
+
+
+class OwnEpochLength:
+    """Keep a run's own number of steps in an epoch when it goes on from a checkpoint that had another.
+
+    A checkpoint of one process can so be taken up by several, and the other way round.
+    """
+
+    def attach(self, engine: Engine) -> None:
+        """Register with a trainer, after the handler that loads the checkpoint."""
+        engine.add_event_handler(Events.STARTED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """Count the epochs that are done in steps of this run."""
+        state, length = engine.state, len(engine.data_loader)
+        if state.epoch_length != length:
+            state.epoch_length, state.iteration = length, state.epoch * length
 
 
 class LossProgressBar:

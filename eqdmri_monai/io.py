@@ -329,7 +329,7 @@ def output_folder(path: str | Path) -> str:
         path.mkdir(parents=True, exist_ok=True)
         with written_whole(path / ".writable") as part:
             part.touch()
-        (path / ".writable").unlink()
+        (path / ".writable").unlink(missing_ok=True)  # another process may try at the same time
     except OSError as e:
         raise ValueError(f"{path}: cannot write results there ({e.strerror}); choose another output folder") from None
     return str(path)

@@ -3,19 +3,24 @@
 import gzip
 import json
 import re
+import shutil
+import socket
 import subprocess
 import sys
 import warnings
 from pathlib import Path
 
+import ignite.distributed as idist
 import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from ignite.engine import Engine
 from monai.bundle import ConfigWorkflow, verify_metadata
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from eqdmri_monai.gradients import GradientTable
+from eqdmri_monai.handlers import OwnEpochLength
 from eqdmri_monai.io import write_fsl, write_nifti
 from eqdmri_monai.networks import PQNet
 from eqdmri_monai.simulate import make_phantom, single_shell
@@ -147,6 +152,12 @@ def test_bfloat16_gives_about_the_same(cohort):
     assert np.abs(in_ras(a) - in_ras(b)).max() < 0.05
 
 
+def test_windows_do_not_change_the_map(cohort):
+    whole = infer(cohort / "s0.nii.gz", cohort, cohort / "a") / "s0_probability.nii.gz"
+    parts = infer(cohort / "s0.nii.gz", cohort, cohort / "b", window=[14, 12, -1]) / "s0_probability.nii.gz"
+    np.testing.assert_allclose(in_ras(parts), in_ras(whole), rtol=0, atol=1e-5)
+
+
 # --- training and evaluation
 
 
@@ -160,16 +171,12 @@ def losses(folder: Path) -> list[float]:
     return [found[step] for step in sorted(found)]
 
 
-def train(cohort, output, **options):
+def train(cohort, output, overlays=(), **options):
     return run(
-        ["train.yaml"],
+        ["train.yaml", *overlays],
         datalist=str(cohort / "scans.json"),
         output_dir=str(cohort / output),
-        crop_size=[8, 8, 8],
-        epochs=4,
-        val_interval=4,
-        save_interval=1,
-        **options,
+        **{"crop_size": [8, 8, 8], "epochs": 4, "val_interval": 4, "save_interval": 1} | options,
     )
 
 
@@ -208,6 +215,130 @@ def test_the_papers_way_of_training_runs(cohort):
         val_interval=2,
     )
     assert len(losses(cohort / "run")) == 2
+
+
+# --- several processes; what their gradients are is in test_parallel.py
+
+
+def world(monkeypatch, rank: int, processes: int) -> None:
+    """Set what torchrun sets."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        names = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free.getsockname()[1]}
+    for name, value in {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, **names}.items():
+        monkeypatch.setenv(name, str(value))
+
+
+def two_processes(configs, cohort, **options) -> None:
+    """Run a bundle command in two processes."""
+    files = [str(CONFIGS / name) for name in configs]
+    words = [f"--{key}={value}" for key, value in (SMALL | options).items()]
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nnodes=1", "--nproc_per_node=2",
+         "-m", "monai.bundle", "run", "--config_file", str(files), "--bundle_root", str(BUNDLE),
+         "--datalist", str(cohort / "scans.json"), *words],
+        cwd=cohort, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture
+def three(cohort):
+    """A cohort of three scans, too many to divide evenly by two."""
+    for path in list(cohort.glob("s0*")):
+        shutil.copy(path, cohort / path.name.replace("s0", "s2"))
+    names = ("", "_lesion", "_brain")
+    items = [
+        dict(zip(("image", "label", "brain_mask"), (f"s{k}{name}.nii.gz" for name in names), strict=True))
+        for k in range(3)
+    ]
+    (cohort / "scans.json").write_text(json.dumps({"training": items, "validation": items[:2], "testing": items}))
+    return cohort
+
+
+def test_a_group_of_one_process_trains_like_one_process(cohort, monkeypatch):
+    train(cohort, "alone", epochs=2, val_interval=2)
+    world(monkeypatch, 0, 1)
+    idist.initialize("gloo")
+    train(cohort, "group", ["multi_gpu_train.yaml"], epochs=2, val_interval=2)
+    np.testing.assert_allclose(losses(cohort / "group"), losses(cohort / "alone"), rtol=0, atol=1e-6)
+    for name in ("model.pt", "checkpoint.pt"):
+        a, b = (torch.load(cohort / run / "models" / name, weights_only=True) for run in ("alone", "group"))
+        assert a.get("network", a).keys() == b.get("network", b).keys()
+
+
+def test_each_scan_is_mapped_by_exactly_one_process(three, monkeypatch):
+    shares = []
+    for rank in range(4):
+        world(monkeypatch, rank, 4)
+        workflow = ConfigWorkflow(
+            config_file=[str(CONFIGS / name) for name in ("inference.yaml", "multi_gpu_inference.yaml")],
+            logging_file=False, datalist=str(three / "scans.json"), bundle_root=str(BUNDLE), initialize=["$None"],
+        )  # fmt: skip
+        workflow.initialize()
+        shares += [scan["image"] for scan in workflow.parser.get_parsed_content("dataset::data")]
+    assert sorted(shares) == [str(three / f"s{k}.nii.gz") for k in range(3)]
+
+
+def test_a_checkpoint_of_more_steps_an_epoch_goes_on_in_steps_of_this_run():
+    seen = []
+    trainer = Engine(lambda engine, batch: seen.append(batch))
+    trainer.data_loader = range(3)
+    trainer.load_state_dict({"epoch": 2, "epoch_length": 7, "max_epochs": 4})
+    OwnEpochLength().attach(trainer)
+    trainer.run(trainer.data_loader)
+    assert seen == 2 * [0, 1, 2]
+    assert trainer.state.iteration == 4 * 3
+
+
+@pytest.mark.slow
+def test_two_processes_train_and_one_goes_on(three):
+    options = {"crop_size": [8, 8, 8], "val_interval": 2, "save_interval": 1}
+    two_processes(["train.yaml", "multi_gpu_train.yaml"], three, output_dir="run", epochs=2, **options)
+    assert len(losses(three / "run")) == 2 * 2  # 3 scans in 2 processes
+    assert len(list((three / "run" / "tensorboard").iterdir())) == 2  # of the trainer and of the validation, once each
+    checkpoint = three / "run" / "models" / "checkpoint.pt"
+    state = torch.load(checkpoint, weights_only=True)["network"]
+    assert state.keys() == PQNet(spacing=SPACING, **NETWORK).state_dict().keys()
+    options |= {"crop_size": [8, 8, 8], "datalist": str(three / "scans.json"), "output_dir": str(three / "more")}
+    run(["train.yaml"], epochs=3, resume=str(checkpoint), **options)
+    assert len(losses(three / "more")) == 3
+    two_processes(
+        ["train.yaml", "multi_gpu_train.yaml"], three, output_dir="last", epochs=4,
+        resume=three / "more" / "models" / "checkpoint.pt", crop_size=[8, 8, 8], val_interval=4,
+    )  # fmt: skip
+    assert len(losses(three / "last")) == 2
+
+
+@pytest.mark.slow
+def test_two_processes_measure_what_one_measures(three):
+    options = {"datalist": str(three / "scans.json"), "weights": str(three / "model.pt")}
+    run(["train.yaml", "evaluate.yaml"], output_dir=str(three / "one"), **options)
+    two_processes(
+        ["train.yaml", "evaluate.yaml", "multi_gpu_evaluate.yaml"], three, output_dir=three / "two", weights="model.pt"
+    )
+    for name, header in (("metrics.csv", 0), ("val_dice_summary.csv", 1)):
+        one, two = ((three / folder / name).read_text().splitlines() for folder in ("one", "two"))
+        assert one[:header] == two[:header]
+        for a, b in zip(one[header:], two[header:], strict=True):
+            assert a.split(",")[0] == b.split(",")[0]
+            np.testing.assert_allclose(*([float(v) for v in line.split(",")[1:]] for line in (a, b)), atol=1e-6)
+    rows = [(three / folder / "val_dice_raw.csv").read_text().split() for folder in ("one", "two")]
+    assert len(rows[0]) == 1 + 3
+    assert sorted(rows[0]) == sorted(rows[1])
+
+
+@pytest.mark.slow
+def test_two_processes_map_what_one_maps(three):
+    options = {"datalist": str(three / "scans.json"), "dwi": None}
+    run(["inference.yaml"], weights=str(three / "model.pt"), output_dir=str(three / "one"), **options)
+    two_processes(["inference.yaml", "multi_gpu_inference.yaml"], three, output_dir="two", weights="model.pt")
+    one, two = ({path.name for path in (three / folder).iterdir()} for folder in ("one", "two"))
+    assert one == two
+    assert len(one) == 3 * 5
+    for name in one:
+        if name.endswith(".nii.gz"):
+            np.testing.assert_allclose(in_ras(three / "two" / name), in_ras(three / "one" / name), rtol=0, atol=1e-6)
 
 
 def test_configs_have_the_ids_that_monai_looks_for(cohort):
