@@ -33,9 +33,10 @@ SHAPES = torch.tensor(
         [[0, 0, 0], [1, 0, 0], [1, 1, 0], [2, 1, 0]],
     ]
 )
-SIZE = 9  # voxels of the grid along each axis
+SIZE = 7  # voxels of the grid along each axis
+BLURRED_SIZE = 11
 BLUR = 1.0  # voxels; standard deviation of a cube that is turned by any angle
-SPREAD = 2.0  # voxels between the cubes of a blurred shape
+SPREAD = 1.5  # voxels between the cubes of a blurred shape
 CLASSES = torch.arange(8)
 
 
@@ -49,12 +50,12 @@ def voxels() -> Tensor:
 
 
 def blurred(R: Tensor) -> Tensor:
-    """Return the shapes as sums of Gaussians, turned by R about their centres, shape (8, 1, SIZE, SIZE, SIZE)."""
+    """Return the shapes as sums of Gaussians, mean square 1, turned by R about their centres, on the larger grid."""
     centres = SPREAD * (SHAPES.float() - SHAPES.float().mean(1, keepdim=True)) @ R.T
-    points = torch.cartesian_prod(*3 * (torch.arange(SIZE) - SIZE // 2,)).float()
+    points = torch.cartesian_prod(*3 * (torch.arange(BLURRED_SIZE) - BLURRED_SIZE // 2,)).float()
     square = (points[None, :, None] - centres[:, None]).square().sum(-1)
     grid = torch.exp(-0.5 * square / BLUR**2).sum(-1)
-    return (grid / grid.square().mean(1, keepdim=True).sqrt()).reshape(8, 1, SIZE, SIZE, SIZE)
+    return (grid / grid.square().mean(1, keepdim=True).sqrt()).reshape(8, 1, *3 * (BLURRED_SIZE,))
 
 
 def cube_rotations() -> list[Tensor]:
@@ -76,28 +77,24 @@ def turn(grid: Tensor, R: Tensor) -> Tensor:
 
 def steerable() -> nn.Module:
     """Return a 3D Steerable CNN; mirror images need three layers (vector, axial vector, pseudoscalar)."""
-    return SteerableCNN3d(fields=[(4, 4, 2, 0), (8, 4, 2, 0), (16, 0, 0, 0)], irreps_out="8x0e", whole=True)
+    return SteerableCNN3d(fields=[(6, 4, 3, 0), (8, 4, 3, 0), (16, 0, 0, 0)], irreps_out="8x0e", whole=True)
 
 
 def plain() -> nn.Module:
     """Return an ordinary CNN of about the same size, with the same kernels and the same mean over voxels."""
-    return nn.Sequential(
-        nn.Conv3d(1, 6, 5, padding=2),
-        nn.ReLU(),
-        nn.Conv3d(6, 4, 5, padding=2),
-        nn.ReLU(),
-        GlobalMean(),
-        nn.Linear(4, 8),
-    )
+    layers = [nn.Conv3d(1, 5, 5, padding=2), nn.LeakyReLU(), nn.Conv3d(5, 3, 5, padding=2), nn.LeakyReLU()]
+    return nn.Sequential(*layers, GlobalMean(), nn.Linear(3, 8))
 
 
 def train(network: nn.Module, grid: Tensor, steps: int) -> nn.Module:
     """Learn the eight shapes in the orientation that they are given in."""
-    optimizer = torch.optim.Adam(network.parameters(), lr=0.04)
+    optimizer = torch.optim.Adam(network.parameters(), lr=0.03)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.03, total_steps=steps)
     for _ in range(steps):
         optimizer.zero_grad()
         nn.functional.cross_entropy(network(grid), CLASSES).backward()
         optimizer.step()
+        schedule.step()
     return network.eval()
 
 

@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Sequence
 
+from e3nn import o3
 from torch import Tensor, nn
 
 
@@ -27,7 +28,19 @@ class PlainCNN(nn.Module):
         for inputs, outputs in itertools.pairwise(channels):
             layers += [nn.Conv3d(inputs, outputs, kernel_size, padding=kernel_size // 2), nn.ReLU()]
         self.layers = nn.Sequential(*layers[:-1])
+        self.channels, self.irreps_out = channels[0], o3.Irreps([(channels[-1], (0, 1))])
 
     def forward(self, image: Tensor, q: Tensor | None = None) -> Tensor:
-        """Return logits (B, channels[-1], X, Y, Z) of an image (B, Q, X, Y, Z); q is taken and not used."""
+        """Return logits (B, channels[-1], X, Y, Z) of an image (B, Q, X, Y, Z); q is taken and not used.
+
+        Raises
+        ------
+        ValueError
+            When the image has another number of volumes than the network was made for.
+        """
+        if image.shape[1] != self.channels:
+            raise ValueError(
+                f"an ordinary network takes {self.channels} volumes of one scheme but the scan has {image.shape[1]}; "
+                "change the first of its channels"
+            )
         return self.layers(image)

@@ -1,0 +1,83 @@
+"""The zoo: every file of configs/ that is a row of the paper's Table 2."""
+
+import re
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+from monai.bundle import ConfigParser
+from rotation import cube_rotations, scheme, turn_grid
+
+ROOT = Path(__file__).parents[1]
+TRAIN = ROOT / "bundle" / "configs" / "train.yaml"
+ROW = re.compile(r"\| \[`(\S+)\.yaml`\]\((\S+)\.yaml\) \| (\d+)")
+COUNTS = {name: int(count) for name, _, count in ROW.findall((ROOT / "configs" / "README.md").read_text())}
+EQUIVARIANT = [name for name in COUNTS if name[0] in "lg"]
+
+
+@cache
+def network(name: str) -> torch.nn.Module:
+    """Build a row's network, in double precision, as the training does."""
+    parser = ConfigParser()
+    parser.read_config([TRAIN, ROOT / "configs" / "paper.yaml", ROOT / "configs" / f"{name}.yaml"])
+    parser.update({"device": "cpu", "spacing": [1.8, 1.8, 1.8]})
+    torch.manual_seed(0)
+    return parser.get_parsed_content("network_def").double()
+
+
+def smallest_scheme(name: str) -> torch.Tensor:
+    """Return b0 and directions, as few as the row's network takes."""
+    return scheme(max([3, *getattr(network(name), "q_counts", [])]), 1.2**0.5)
+
+
+def test_every_row_of_table_2_has_a_file():
+    assert len(COUNTS) == 28
+    files = {path.stem for path in (ROOT / "configs").glob("*.yaml")} - {"paper", "paper_inference"}
+    assert files == set(COUNTS)
+
+
+@pytest.mark.parametrize("name", COUNTS)
+def test_networks_have_the_papers_number_of_parameters(name):
+    assert sum(p.numel() for p in network(name).parameters()) == COUNTS[name]
+
+
+@pytest.mark.parametrize("name", EQUIVARIANT)
+def test_rows_commute_with_the_24_cube_rotations(name):
+    net, q = network(name), smallest_scheme(name)
+    image = torch.randn(1, len(q), 2, 3, 4)
+    with torch.no_grad():
+        logits = net(image, q)
+        for R in cube_rotations():
+            torch.testing.assert_close(net(turn_grid(image, R), q @ R.T), turn_grid(logits, R), rtol=0, atol=1e-8)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", EQUIVARIANT)
+def test_rows_train_two_steps_and_predict(name):
+    torch.set_default_dtype(torch.float32)
+    parser = ConfigParser()
+    parser.read_config([TRAIN, ROOT / "configs" / "paper.yaml", ROOT / "configs" / f"{name}.yaml"])
+    parser.update({"device": "cpu", "positive_weight": 20.0, "imports": None})
+    net, loss, optimizer = (parser.get_parsed_content(key) for key in ("network", "loss", "optimizer"))
+    q = smallest_scheme(name).float()
+    image, label = torch.randn(1, len(q), 16, 16, 16), (torch.rand(1, 2, 16, 16, 16) < 0.5).float()
+    losses = []
+    for _ in range(3):
+        optimizer.zero_grad()
+        losses.append(loss(net(image, q), label))
+        losses[-1].backward()
+        assert all(p.grad.isfinite().all() for p in net.parameters())
+        optimizer.step()
+    assert losses[2] < losses[0]
+    with torch.no_grad():
+        logits = net.eval()(image, q)
+    assert logits.shape == (1, 1, 16, 16, 16)
+    assert logits.isfinite().all()
+
+
+def test_ordinary_networks_take_their_46_volumes():
+    net = network("n_3_few")
+    assert net(torch.randn(1, 46, 5, 5, 5)).shape == (1, 1, 5, 5, 5)
+    with pytest.raises(ValueError, match="takes 46 volumes of one scheme but the scan has 33"):
+        net(torch.randn(1, 33, 5, 5, 5))
