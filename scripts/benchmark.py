@@ -239,12 +239,13 @@ MEASUREMENTS = {"roof": roof, "network": network, "kernels": kernels, "prepare":
 
 
 def run(case: dict) -> dict:
-    """Do one measurement in a fresh process; where it fails, its last line of error is the result."""
+    """Do one measurement in a fresh process; where it fails, what it failed of is the result."""
     command = [sys.executable, "-W", "ignore", __file__, "--child", json.dumps(case)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         lines = done.stderr.strip().splitlines() or [f"ended with {done.returncode}; out of memory?"]
-        return {**case, "error": lines[-1]}
+        causes = [text for text in lines if text.partition(":")[0].endswith("Error")]  # MONAI wraps the first one
+        return {**case, "error": (causes or lines[-1:])[0]}
     return {**case, **json.loads(done.stdout.splitlines()[-1])}
 
 
