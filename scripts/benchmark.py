@@ -14,6 +14,7 @@ median time after a warm-up. The image does not require a gradient; the loss is 
 """
 
 import argparse
+import ctypes
 import io
 import itertools
 import json
@@ -121,6 +122,8 @@ def reset_peak(device: str) -> None:
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
     elif sys.platform == "linux":
+        if hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
+            libc.malloc_trim(0)  # else what construction freed is still held, and the step takes it unseen
         Path("/proc/self/clear_refs").write_text("5")  # man 5 proc
 
 
@@ -236,12 +239,13 @@ MEASUREMENTS = {"roof": roof, "network": network, "kernels": kernels, "prepare":
 
 
 def run(case: dict) -> dict:
-    """Do one measurement in a fresh process; where it fails, its last line of error is the result."""
+    """Do one measurement in a fresh process; where it fails, what it failed of is the result."""
     command = [sys.executable, "-W", "ignore", __file__, "--child", json.dumps(case)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         lines = done.stderr.strip().splitlines() or [f"ended with {done.returncode}; out of memory?"]
-        return {**case, "error": lines[-1]}
+        causes = [text for text in lines if text.partition(":")[0].endswith("Error")]  # MONAI wraps the first one
+        return {**case, "error": (causes or lines[-1:])[0]}
     return {**case, **json.loads(done.stdout.splitlines()[-1])}
 
 
@@ -308,12 +312,17 @@ def compare(results: list[dict]) -> None:
 
 
 def machine() -> dict:
-    """Return the number of cores, what they can multiply, and the version of torch."""
+    """Return the number of cores, what they can multiply, the version of torch, and how busy the machine is already."""
     cpuinfo = Path("/proc/cpuinfo")
     flags = set(cpuinfo.read_text().split()) if cpuinfo.is_file() else set()
     known = {"avx2": "AVX2", "avx512f": "AVX-512", "avx512_bf16": "AVX-512 BF16", "amx_bf16": "AMX"}
     instructions = [name for flag, name in known.items() if flag in flags]
-    return {"cores": os.cpu_count(), "instructions": instructions, "torch": torch.__version__}
+    return {
+        "cores": os.cpu_count(),
+        "instructions": instructions,
+        "torch": torch.__version__,
+        "load": os.getloadavg()[0],
+    }
 
 
 def line(result: dict) -> str:
@@ -368,7 +377,7 @@ def main() -> None:
             "scans": [("Whole brains", scans(options.data, Path(prepared)))] if options.data else [],
         }
         results: list[dict] = []
-        print(f"{about['cores']} cores, {options.threads} threads, {', '.join(about['instructions'])}")
+        print(f"{about['cores']} cores, load {about['load']:.1f}; {options.threads} threads; {about['instructions']}")
         for title, cases in itertools.chain.from_iterable(tables[case] for case in options.cases):
             print(f"\n{title}", flush=True)
             for case in filter(plain, cases) if quick else cases:
