@@ -7,7 +7,8 @@ python scripts/benchmark.py --data scans --json out.json
 The dense form (Müller et al., B.4) is one conv3d from all volumes to all volumes. It is shown at its best: with a free
 kernel in place of one that is built from weights, in the faster of two memory formats; gates, sum over q and layers
 over p as in ours. Ours builds all kernels from the weights in every step. Ratios are to the dense form in fp32 with the
-same voxels and volumes in the same run, below 1 where ours needs less; the bound is the ratio of multiply-adds.
+same voxels and volumes in the same run, below 1 where ours needs less. The bound is the ratio of multiply-adds of
+direct convolutions; ours convolves in Fourier space where that is faster, and may come below it.
 
 Every measurement has a process of its own: memory first (one step, above what the process had before it), then the
 median time after a warm-up. The image does not require a gradient; the loss is the mean square of the logits.

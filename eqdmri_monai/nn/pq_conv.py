@@ -9,7 +9,7 @@ The set of q-vectors is closed under q -> -q by default (S(q) = S(-q), and files
 part that is even in q and one that is odd, and y(±q_out) = E ± O come from the same convolutions.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -21,7 +21,7 @@ from eqdmri_monai.bases.filters import DifferenceBasis, FilterBasis, check_paths
 from eqdmri_monai.nn.filter_weights import DifferenceFilters, ProductFilters
 from eqdmri_monai.nn.kernel_cache import KernelCache
 from eqdmri_monai.nn.linear import Linear
-from eqdmri_monai.nn.p_conv import check_irreps, conv3d, kernel_lattice, spread_bias
+from eqdmri_monai.nn.p_conv import check_irreps, conv3d, convolution, kernel_lattice, spread_bias
 from eqdmri_monai.nn.q_mixing import QMixing
 
 
@@ -66,6 +66,8 @@ class Prepared:
         The part of the map that is even in q and, where there is one, the odd part.
     mixing : QMixing
     parts : list of Part
+    convolve : list of list of callable
+        With the weight of each part and each shell of q_out; None where there is none.
     shared : list of Tensor, each (B, S, irreps_out.dim, X, Y, Z)
         For each shell of q_out: the sum over q_in of l_q = 0; then b0 alone for each (l_q, m_q), l_q > 0.
     """
@@ -73,6 +75,7 @@ class Prepared:
     fields: tuple[Tensor, ...]
     mixing: QMixing
     parts: list[Part]
+    convolve: list[list[Callable[[Tensor], Tensor] | None]]
     shared: list[Tensor]
 
 
@@ -228,7 +231,12 @@ class PQConv(nn.Module):
         fields = self.split(x, len(q_in))
         keys = (q_in, torch.tensor(len(fields)), *([] if q_out is None else [q_out]))
         mixing, kernels, parts = self._kernels(self, keys, lambda: self._build(q_in, q_out, len(fields)))
-        return Prepared(fields, mixing, parts, [self._shared(fields[0], mixing, kernel) for kernel in kernels])
+        convolve = [
+            [None if w is None else convolution(w, self._bias(part), x.shape[3:]) for w in part.weights]
+            for part in parts
+        ]
+        shared = [self._shared(fields[0], mixing, kernel) for kernel in kernels]
+        return Prepared(fields, mixing, parts, convolve, shared)
 
     def _build(self, q_in: Tensor, q_out: Tensor | None, num_fields: int) -> tuple[QMixing, Tensor, list[Part]]:
         mixing = self.mixing(q_in, q_out)
@@ -325,24 +333,23 @@ class PQConv(nn.Module):
 
     def _convolve_products(self, prepared: "Prepared", index: Tensor) -> tuple[Tensor, ...]:
         """Convolve with the product bases, self-connection and bias; returns what `convolve` does."""
-        parts = [self._convolve_part(prepared, part, index) for part in prepared.parts]
+        parts = [self._convolve_part(prepared, k, index) for k in range(len(prepared.parts))]
         if not self.antipodal:
             return tuple(parts)
         e, o = parts
         return (e, e) if o is None else (e + o, e - o)
 
-    def _convolve_part(self, prepared: "Prepared", part: Part, index: Tensor) -> Tensor | None:
+    def _convolve_part(self, prepared: "Prepared", k: int, index: Tensor) -> Tensor | None:
         """Compute one part of the output (B, dim_out, n, X, Y, Z), or None where nothing contributes."""
         mixing, fields, n = prepared.mixing, prepared.fields, len(index)
         shell = int(mixing.sampling_out.shell[index[0]])
-        shared, weight = prepared.shared[shell], part.weights[shell]
-        size = fields[0].shape[3:]
-        bias = self.scalar_bias() if part.bias else None
+        part, shared = prepared.parts[k], prepared.shared[shell]
+        size, bias = fields[0].shape[3:], self._bias(part)
         y = None  # [b, q, o x y z]
         if part.mixes:
             h = [torch.einsum("qmr,birxyz->bqimxyz", mix[index], fields[f]).flatten(2, 3) for f, mix in part.mixes]
             h = h[0] if len(h) == 1 else torch.cat(h, dim=2)
-            y = conv3d(h.flatten(0, 1), weight, bias).unflatten(0, (-1, n)).flatten(2)
+            y = prepared.convolve[k][shell](h.flatten(0, 1)).unflatten(0, (-1, n)).flatten(2)
         elif part.bias:
             y = bias[:, None].expand(-1, size.numel()).reshape(1, 1, -1).expand(len(shared), n, -1)
         if part.which:
@@ -355,15 +362,18 @@ class PQConv(nn.Module):
             y = _add_product(y, self.self_matrix().to(x).expand(len(x), -1, -1), x).unflatten(0, (-1, n)).flatten(2)
         return None if y is None else y.unflatten(2, (self.irreps_out.dim, *size)).transpose(1, 2)
 
+    def _bias(self, part: Part) -> Tensor | None:
+        return self.scalar_bias() if part.bias else None
+
     def _shared(self, x: Tensor, mixing: QMixing, kernel: Tensor) -> Tensor:
         """Convolve what all q_out of a shell have in common; see `Prepared`."""
         onehot = nn.functional.one_hot(mixing.sampling_in.shell, len(mixing.sampling_in.length)).to(mixing.weight)
         means = torch.einsum("rt,birxyz->bitxyz", mixing.weight[:, None] * onehot, x)
         weight = kernel[:, :, :, 0].permute(1, 2, 0, 3, 4, 5).flatten(1, 2)
-        out = [conv3d(means.flatten(1, 2), weight)[:, None]]
+        out = [convolution(weight, None, x.shape[3:])(means.flatten(1, 2))[:, None]]
         if self.lmax_q and mixing.first == 1:
             weight = kernel[0, :, :, 1:].permute(2, 0, 1, 3, 4, 5).flatten(0, 1)
-            b0 = conv3d(means[:, :, 0], weight)
+            b0 = convolution(weight, None, x.shape[3:])(means[:, :, 0])
             out.append(b0.unflatten(1, (-1, self.irreps_out.dim)))
         return torch.cat(out, dim=1)
 
