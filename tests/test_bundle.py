@@ -1,5 +1,6 @@
 """The bundle as a user runs it: inference, training, evaluation, and bad input."""
 
+import copy
 import gzip
 import json
 import re
@@ -17,6 +18,7 @@ import pytest
 import torch
 from ignite.engine import Engine
 from monai.bundle import ConfigWorkflow, verify_metadata
+from monai.transforms import Compose
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from eqdmri_monai.gradients import GradientTable
@@ -180,16 +182,35 @@ def train(cohort, output, overlays=(), **options):
     )
 
 
-def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(cohort):
-    train(cohort, "unbroken")
-    train(cohort, "broken", **{"train#trainer#max_epochs": 2})
-    train(cohort, "broken", resume=str(cohort / "broken" / "models" / "checkpoint.pt"))
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(cohort, workers):
+    train(cohort, "unbroken", workers=workers)
+    train(cohort, "broken", workers=workers, **{"train#trainer#max_epochs": 2})
+    train(cohort, "broken", workers=workers, resume=str(cohort / "broken" / "models" / "checkpoint.pt"))
     whole, parts = losses(cohort / "unbroken"), losses(cohort / "broken")
     assert len(whole) == 8
     np.testing.assert_allclose(parts, whole, rtol=0, atol=1e-6)
     a, b = (torch.load(cohort / run / "models" / "model.pt", weights_only=True) for run in ("unbroken", "broken"))
     for name, value in a.items():
         torch.testing.assert_close(b[name], value, rtol=0, atol=1e-6)
+
+
+def test_cached_scans_are_right_to_a_thousandth_and_no_step_writes_into_them(cohort):
+    workflow = train(cohort, "run", epochs=1)
+    dataset = workflow.parser.get_parsed_content("train::dataset")
+    parsed = workflow.parser.get_parsed_content
+    exact = Compose(
+        [*parsed("train::deterministic_transforms"), parsed("normalize"), *parsed("train::prepare_crops")[:-1]]
+    )
+    before = copy.deepcopy(dataset._cache)
+    for _ in range(5):
+        for item, scan in enumerate(dataset.data):
+            dataset[item]
+            image, cached = exact(scan)["image"], dataset._cache[item]["image"]
+            assert (image - cached.float()).abs().max() < 1e-3 * image.abs().max()
+    for old, new in zip(before, dataset._cache, strict=True):
+        for key in ("image", "label", "brain_mask", "label_fg_indices", "label_bg_indices"):
+            np.testing.assert_array_equal(np.asarray(new[key]), np.asarray(old[key]))
 
 
 def test_trained_weights_are_evaluated(cohort):
