@@ -251,17 +251,21 @@ def run(case: dict) -> dict:
 
 
 def networks(size: int) -> list[dict]:
-    """List the networks to compare at one size, the dense form first; 42 volumes, with and without a b0 among them."""
+    """List the networks to compare at one size, the dense form first; 42 volumes, in the bundle's a b0 among them."""
     common = {**COMMON, "measure": "network", "size": size}
     dense = [{"bf16": bf16, "channels_last": last} for bf16 in (False, True) for last in (False, True)]
-    ours = [
-        {"model": model, "b0": b0, "directions": 42 - b0, "antipodal": antipodal, "bf16": bf16}
-        for model in MODELS
-        for b0 in (0, 1)
+    paper = [
+        {"model": "paper", "antipodal": antipodal, "bf16": bf16, "recompute": recompute}
+        for antipodal in (False, True)
+        for bf16 in (False, True)
+        for recompute in (False, True)
+    ]
+    bundle = [
+        {"model": "bundle", "b0": 1, "directions": 41, "antipodal": antipodal, "bf16": bf16}
         for antipodal in (False, True)
         for bf16 in (False, True)
     ]
-    return [{**common, "model": "dense", **new} for new in dense] + [{**common, **new} for new in ours]
+    return [{**common, "model": "dense", **new} for new in dense] + [{**common, **new} for new in paper + bundle]
 
 
 def volumes(size: int) -> list[dict]:

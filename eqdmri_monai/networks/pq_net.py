@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from eqdmri_monai.bases.filters import DifferenceBasis, FilterBasis, tp1
 from eqdmri_monai.networks.p_net import PNet, run
 from eqdmri_monai.nn import PQConv, QLengthPool, QMean, nonlinear_layer
+from eqdmri_monai.nn.streamed_sum import streamed_sum
 
 
 class PQNet(nn.Module):
@@ -150,11 +151,15 @@ class PQNet(nn.Module):
         def gated_sum(coefficients: Tensor, *maps: Tensor) -> Tensor:
             return sum(torch.einsum("iq,biqxyz->bixyz", coefficients / len(maps), act(y)) for y in maps)
 
-        def pooled(index: Tensor) -> Tensor:
+        def pooled(index: Tensor, coefficients: Tensor, *tensors: Tensor) -> Tensor:
             # what the gate computes costs less time to find again than memory to keep
-            return run(gated_sum, coefficients[:, index], *conv.convolve(prepared, index), recompute=True)
+            maps = conv.convolve(prepared.with_tensors(tensors), index)
+            return run(gated_sum, coefficients[:, index], *maps, recompute=not self.recompute)
 
-        return sum(run(pooled, index, recompute=self.recompute) for index in prepared.mixing.chunks(self.chunk))
+        chunks, tensors = list(prepared.mixing.chunks(self.chunk)), [coefficients, *prepared.tensors()]
+        if not self.recompute:
+            return sum(pooled(index, *tensors) for index in chunks)
+        return streamed_sum(pooled, chunks, tensors, [*act.parameters(), *conv.differences.parameters()])
 
 
 def check_scheme(image: Tensor, q: Tensor | None, irreps_in: o3.Irreps) -> tuple[Tensor, Tensor]:

@@ -82,69 +82,104 @@ def transform(x: int, y: int, kernel_size: int, dtype: torch.dtype, device: torc
 
 def spectrum(weight: Tensor, t: Transform) -> Tensor:
     """Transform a conv3d weight (O, I, k, k, k); returns (F, 2 O, 2 k I), columns (part, tap, channel)."""
-    w = torch.einsum("fx,oixyz->foiyz", t.kernel_x, weight.to(t.kernel_x.dtype))
-    w = torch.einsum("gy,foiyz->fgozi", t.kernel_y, w).flatten(0, 1)
-    rows = [torch.stack([w.real, -w.imag], 2), torch.stack([w.imag, w.real], 2)]  # [F, o, part, z, i]
-    return torch.stack(rows, 1).flatten(3).flatten(1, 2)
+    return _Spectrum.apply(weight, t)
 
 
-def fourier_conv(x: Tensor, kernel: Tensor, t: Transform, reach: int) -> Tensor:
-    """Convolve an array with a spectrum; a MetaTensor stays one, as in conv3d.
+class _Spectrum(torch.autograd.Function):
+    """Written out for its memory: a spectrum is five to ten times as large as its weight."""
+
+    @staticmethod
+    def forward(ctx, weight: Tensor, t: Transform) -> Tensor:
+        ctx.transform, ctx.shape = t, weight.shape
+        o, i, k = weight.shape[:3]
+        w = torch.einsum("fx,oixyz->foiyz", t.kernel_x, weight.to(t.kernel_x.dtype))
+        w = torch.einsum("gy,foiyz->fgozi", t.kernel_y, w)
+        kernel = weight.new_empty(len(t.kernel_x), len(t.kernel_y), 2, o, 2, k, i)
+        kernel[:, :, 0, :, 0] = kernel[:, :, 1, :, 1] = w.real
+        kernel[:, :, 1, :, 0] = w.imag
+        torch.neg(w.imag, out=kernel[:, :, 0, :, 1])
+        return kernel.view(-1, 2 * o, 2 * k * i)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient: Tensor) -> tuple:
+        return _spectrum_adjoint(gradient, ctx.transform, ctx.shape), None
+
+
+def _spectrum_adjoint(gradient: Tensor, t: Transform, shape: torch.Size) -> Tensor:
+    o, i, k = shape[:3]
+    g = gradient.reshape(len(t.kernel_x), len(t.kernel_y), 2, o, 2, k, i)
+    g = torch.complex(g[:, :, 0, :, 0] + g[:, :, 1, :, 1], g[:, :, 1, :, 0] - g[:, :, 0, :, 1])
+    w = torch.einsum("gy,fgozi->foiyz", t.kernel_y.conj(), g)
+    return torch.einsum("fx,foiyz->oixyz", t.kernel_x.conj(), w).real
+
+
+def fourier_conv(x: Tensor, kernel: Tensor, t: Transform, reach: int, dtype: torch.dtype) -> Tensor:
+    """Convolve an array with a weight or its spectrum; a MetaTensor stays one, as in conv3d.
 
     Parameters
     ----------
     x : Tensor, shape (N, I, X, Y, Z)
         Outside the array it counts as 0.
-    kernel : Tensor, shape (F, 2 O, 2 k I)
-        A `spectrum`; its precision is that of the product.
+    kernel : Tensor, shape (O, I, k, k, k) or (F, 2 O, 2 k I)
+        A weight, or its `spectrum` where many arrays share it.
     t : Transform
         For planes of X · Y voxels.
     reach : int
         k // 2.
+    dtype : torch.dtype
+        Of the product with the kernel, and of the result.
 
     Returns
     -------
     Tensor, shape (N, O, X, Y, Z)
     """
     if has_torch_function_unary(x):
-        return handle_torch_function(fourier_conv, (x,), x, kernel, t, reach)
-    return FourierConv.apply(x.as_subclass(Tensor), kernel, t, reach)
+        return handle_torch_function(fourier_conv, (x,), x, kernel, t, reach, dtype)
+    return FourierConv.apply(x.as_subclass(Tensor).to(dtype), kernel, t, reach, dtype)
 
 
 class FourierConv(torch.autograd.Function):
-    """Convolve an array with a spectrum, some items and slices at a time; keeps the two alone for the backward pass."""
+    """Convolve some items and slices at a time; keeps the array and the kernel alone for the backward pass."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, kernel: Tensor, t: Transform, reach: int) -> Tensor:
+    def forward(ctx, x: Tensor, kernel: Tensor, t: Transform, reach: int, dtype: torch.dtype) -> Tensor:
         """See `fourier_conv`."""
         ctx.save_for_backward(x, kernel)
         ctx.transform, ctx.reach = t, reach
-        padded, y = pad(x, (reach, reach)), x.new_empty(len(x), kernel.shape[1] // 2, *x.shape[2:], dtype=kernel.dtype)
+        kernel = (spectrum(kernel, t) if kernel.ndim == 5 else kernel).to(dtype)
+        padded, y = pad(x, (reach, reach)), x.new_empty(len(x), kernel.shape[1] // 2, *x.shape[2:])
         for items, z in _blocks(x, kernel):
             part = padded[items, ..., z.start : z.stop + 2 * reach]
             y[items, ..., z] = _from_spectrum(
-                kernel @ _taps(_to_spectrum(part, t).to(kernel.dtype), reach), t, y[items, ..., z].shape
+                kernel @ _taps(_to_spectrum(part, t).to(dtype), reach), t, y[items, ..., z].shape
             )
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx, gradient: Tensor) -> tuple:
-        """Return the gradients of the array and of the spectrum."""
-        (x, kernel), t, reach = ctx.saved_tensors, ctx.transform, ctx.reach
-        padded = pad(x, (reach, reach))
-        for_x, for_kernel = (
-            torch.zeros_like(v) if need else None
-            for v, need in zip((padded, kernel), ctx.needs_input_grad[:2], strict=True)
-        )
-        for items, z in _blocks(x, kernel):
+        """Return the gradients of the array and of the kernel."""
+        (x, given), t, reach = ctx.saved_tensors, ctx.transform, ctx.reach
+        kernel = (spectrum(given, t) if given.ndim == 5 else given).to(x.dtype)
+        padded, blocks = pad(x, (reach, reach)), _blocks(x, kernel)
+        need_x, need_kernel = ctx.needs_input_grad[:2]
+        for_x, for_kernel = torch.zeros_like(padded) if need_x else None, None
+        for n, (items, z) in enumerate(blocks):
             here = items, ..., slice(z.start, z.stop + 2 * reach)
-            upstream = _from_spectrum_adjoint(gradient[items, ..., z], t).to(kernel.dtype)
-            if for_kernel is not None:
-                for_kernel += upstream @ _taps(_to_spectrum(padded[here], t).to(kernel.dtype), reach).transpose(1, 2)
-            if for_x is not None:
+            upstream = _from_spectrum_adjoint(gradient[items, ..., z], t).to(x.dtype)
+            if need_x:
                 for_x[here] += _to_spectrum_adjoint(kernel.transpose(1, 2) @ upstream, t, reach, padded[here].shape)
-        return None if for_x is None else for_x[..., reach : reach + x.shape[-1]], for_kernel, None, None
+            if n == len(blocks) - 1:
+                del kernel  # before there is its gradient, as large, where one block is all
+            if need_kernel:
+                taps = _taps(_to_spectrum(padded[here], t).to(x.dtype), reach).transpose(1, 2)
+                for_kernel = upstream @ taps if for_kernel is None else for_kernel.baddbmm_(upstream, taps)
+        if need_kernel:
+            for_kernel = for_kernel.to(given.dtype)
+            if given.ndim == 5:
+                for_kernel = _spectrum_adjoint(for_kernel, t, given.shape)
+        return for_x[..., reach : reach + x.shape[-1]] if need_x else None, for_kernel, None, None, None
 
 
 def _blocks(x: Tensor, kernel: Tensor) -> list[tuple[slice, slice]]:

@@ -1,6 +1,6 @@
 """Convolution over p-space: an ordinary conv3d whose kernel obeys K(R Δp) = D_out(R) K(Δp) D_in(R)ᵀ."""
 
-from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from e3nn import o3
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from eqdmri_monai.bases import FilterBasis, p_space
 from eqdmri_monai.bases.filters import check_paths
 from eqdmri_monai.nn.filter_weights import ProductFilters
-from eqdmri_monai.nn.fourier_conv import fourier_conv, is_faster, spectrum, transform
+from eqdmri_monai.nn.fourier_conv import Transform, fourier_conv, is_faster, spectrum, transform
 from eqdmri_monai.nn.kernel_cache import KernelCache
 from eqdmri_monai.nn.linear import Linear
 
@@ -48,22 +48,43 @@ def conv3d(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, stride: int
     return nn.functional.conv3d(x, weight, bias, stride=stride, padding=weight.shape[-1] // 2).contiguous()
 
 
-def convolution(weight: Tensor, bias: Tensor | None, size: torch.Size) -> Callable[[Tensor], Tensor]:
-    """Return the convolution of arrays (N, I, *size), as `conv3d` does it or, where that is faster, `fourier_conv`."""
-    if not is_faster(weight, size):
-        return lambda x: conv3d(x, weight, bias)
-    device = weight.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
-    with torch.autocast(device, enabled=False):
+@dataclass(frozen=True)
+class Convolution:
+    """Convolution with one weight, as `conv3d` does it or, where that is faster, `fourier_conv`.
+
+    Parameters
+    ----------
+    kernel : Tensor
+        A weight (O, I, k, k, k) or its `spectrum`.
+    transform : Transform or None
+        Into Fourier space; None for `conv3d`.
+    reach : int
+        k // 2.
+    """
+
+    kernel: Tensor
+    transform: Transform | None
+    reach: int
+
+    @classmethod
+    def of(cls, weight: Tensor, size: torch.Size, *, shared: bool = False) -> "Convolution":
+        """Choose the way for arrays of size X, Y, Z; where many share the weight, its spectrum is computed here."""
+        reach = weight.shape[-1] // 2
+        if not is_faster(weight, size):
+            return cls(weight, None, reach)
         t = transform(*size[:2], weight.shape[-1], weight.dtype, weight.device)
-        kernel = spectrum(weight, t).to(dtype)
+        with torch.autocast(weight.device.type, enabled=False):
+            return cls(spectrum(weight, t) if shared else weight, t, reach)
 
-    def convolve(x: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        """Return (N, O, X, Y, Z) of x (N, I, X, Y, Z); outside the array x counts as 0."""
+        if self.transform is None:
+            return conv3d(x, self.kernel, bias)
+        device = x.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else self.kernel.dtype
         with torch.autocast(device, enabled=False):
-            y = fourier_conv(x.to(dtype), kernel, t, weight.shape[-1] // 2)
+            y = fourier_conv(x, self.kernel, self.transform, self.reach, dtype)
             return y if bias is None else y + bias[:, None, None, None].to(dtype)
-
-    return convolve
 
 
 def check_irreps(irreps: o3.Irreps | str, name: str) -> o3.Irreps:
@@ -167,7 +188,7 @@ class PConv(nn.Module):
             Outside the array the input counts as 0.
         """
         weight, bias = self._kernels(self, (), self._build)
-        return convolution(weight, bias, x.shape[2:])(x)
+        return Convolution.of(weight, x.shape[2:])(x, bias)
 
     def _build(self) -> tuple[Tensor, Tensor]:
         with torch.autocast(self.lattice.device.type, enabled=False):  # bf16 would lose the kernels' symmetry

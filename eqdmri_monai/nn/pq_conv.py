@@ -9,8 +9,8 @@ The set of q-vectors is closed under q -> -q by default (S(q) = S(-q), and files
 part that is even in q and one that is odd, and y(±q_out) = E ± O come from the same convolutions.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from e3nn import o3
@@ -21,7 +21,7 @@ from eqdmri_monai.bases.filters import DifferenceBasis, FilterBasis, check_paths
 from eqdmri_monai.nn.filter_weights import DifferenceFilters, ProductFilters
 from eqdmri_monai.nn.kernel_cache import KernelCache
 from eqdmri_monai.nn.linear import Linear
-from eqdmri_monai.nn.p_conv import check_irreps, conv3d, convolution, kernel_lattice, spread_bias
+from eqdmri_monai.nn.p_conv import Convolution, check_irreps, conv3d, kernel_lattice, spread_bias
 from eqdmri_monai.nn.q_mixing import QMixing
 
 
@@ -66,17 +66,38 @@ class Prepared:
         The part of the map that is even in q and, where there is one, the odd part.
     mixing : QMixing
     parts : list of Part
-    convolve : list of list of callable
+    convolutions : list of list of Convolution
         With the weight of each part and each shell of q_out; None where there is none.
     shared : list of Tensor, each (B, S, irreps_out.dim, X, Y, Z)
         For each shell of q_out: the sum over q_in of l_q = 0; then b0 alone for each (l_q, m_q), l_q > 0.
+    self_matrix : Tensor, shape (irreps_out.dim, irreps_in.dim)
+    bias : Tensor, shape (irreps_out.dim,)
     """
 
     fields: tuple[Tensor, ...]
     mixing: QMixing
     parts: list[Part]
-    convolve: list[list[Callable[[Tensor], Tensor] | None]]
+    convolutions: list[list[Convolution | None]]
     shared: list[Tensor]
+    self_matrix: Tensor
+    bias: Tensor
+
+    def tensors(self) -> list[Tensor]:
+        """List all that depends on the input or on weights."""
+        kernels = [c.kernel for part in self.convolutions for c in part if c is not None]
+        return [self.self_matrix, self.bias, *self.fields, *self.shared, *kernels]
+
+    def with_tensors(self, tensors: Sequence[Tensor]) -> "Prepared":
+        """Return the same with other `tensors`, in their order."""
+        new = iter(tensors)
+        return replace(
+            self,
+            self_matrix=next(new),
+            bias=next(new),
+            fields=tuple(next(new) for _ in self.fields),
+            shared=[next(new) for _ in self.shared],
+            convolutions=[[c and replace(c, kernel=next(new)) for c in part] for part in self.convolutions],
+        )
 
 
 class PQConv(nn.Module):
@@ -231,12 +252,11 @@ class PQConv(nn.Module):
         fields = self.split(x, len(q_in))
         keys = (q_in, torch.tensor(len(fields)), *([] if q_out is None else [q_out]))
         mixing, kernels, parts = self._kernels(self, keys, lambda: self._build(q_in, q_out, len(fields)))
-        convolve = [
-            [None if w is None else convolution(w, self._bias(part), x.shape[3:]) for w in part.weights]
-            for part in parts
+        convolutions = [
+            [w if w is None else Convolution.of(w, x.shape[3:], shared=True) for w in part.weights] for part in parts
         ]
         shared = [self._shared(fields[0], mixing, kernel) for kernel in kernels]
-        return Prepared(fields, mixing, parts, convolve, shared)
+        return Prepared(fields, mixing, parts, convolutions, shared, self.self_matrix(), self.scalar_bias())
 
     def _build(self, q_in: Tensor, q_out: Tensor | None, num_fields: int) -> tuple[QMixing, Tensor, list[Part]]:
         mixing = self.mixing(q_in, q_out)
@@ -344,14 +364,18 @@ class PQConv(nn.Module):
         mixing, fields, n = prepared.mixing, prepared.fields, len(index)
         shell = int(mixing.sampling_out.shell[index[0]])
         part, shared = prepared.parts[k], prepared.shared[shell]
-        size, bias = fields[0].shape[3:], self._bias(part)
+        size = fields[0].shape[3:]
         y = None  # [b, q, o x y z]
         if part.mixes:
             h = [torch.einsum("qmr,birxyz->bqimxyz", mix[index], fields[f]).flatten(2, 3) for f, mix in part.mixes]
             h = h[0] if len(h) == 1 else torch.cat(h, dim=2)
-            y = prepared.convolve[k][shell](h.flatten(0, 1)).unflatten(0, (-1, n)).flatten(2)
+            y = (
+                prepared.convolutions[k][shell](h.flatten(0, 1), prepared.bias if part.bias else None)
+                .unflatten(0, (-1, n))
+                .flatten(2)
+            )
         elif part.bias:
-            y = bias[:, None].expand(-1, size.numel()).reshape(1, 1, -1).expand(len(shared), n, -1)
+            y = prepared.bias[:, None].expand(-1, size.numel()).reshape(1, 1, -1).expand(len(shared), n, -1)
         if part.which:
             maps = shared if shared.shape[1] == len(part.which) else shared[:, part.which]
             y = _add_product(y, part.towards[index].expand(len(shared), -1, -1), maps.flatten(2))
@@ -359,21 +383,18 @@ class PQConv(nn.Module):
             field = fields[part.own]
             x = torch.einsum("qr,birxyz->bqixyz", part.same[index], field).flatten(0, 1).flatten(2)
             y = None if y is None else y.unflatten(2, (self.irreps_out.dim, -1)).flatten(0, 1)
-            y = _add_product(y, self.self_matrix().to(x).expand(len(x), -1, -1), x).unflatten(0, (-1, n)).flatten(2)
+            y = _add_product(y, prepared.self_matrix.to(x).expand(len(x), -1, -1), x).unflatten(0, (-1, n)).flatten(2)
         return None if y is None else y.unflatten(2, (self.irreps_out.dim, *size)).transpose(1, 2)
-
-    def _bias(self, part: Part) -> Tensor | None:
-        return self.scalar_bias() if part.bias else None
 
     def _shared(self, x: Tensor, mixing: QMixing, kernel: Tensor) -> Tensor:
         """Convolve what all q_out of a shell have in common; see `Prepared`."""
         onehot = nn.functional.one_hot(mixing.sampling_in.shell, len(mixing.sampling_in.length)).to(mixing.weight)
         means = torch.einsum("rt,birxyz->bitxyz", mixing.weight[:, None] * onehot, x)
         weight = kernel[:, :, :, 0].permute(1, 2, 0, 3, 4, 5).flatten(1, 2)
-        out = [convolution(weight, None, x.shape[3:])(means.flatten(1, 2))[:, None]]
+        out = [Convolution.of(weight, x.shape[3:])(means.flatten(1, 2))[:, None]]
         if self.lmax_q and mixing.first == 1:
             weight = kernel[0, :, :, 1:].permute(2, 0, 1, 3, 4, 5).flatten(0, 1)
-            b0 = convolution(weight, None, x.shape[3:])(means[:, :, 0])
+            b0 = Convolution.of(weight, x.shape[3:])(means[:, :, 0])
             out.append(b0.unflatten(1, (-1, self.irreps_out.dim)))
         return torch.cat(out, dim=1)
 

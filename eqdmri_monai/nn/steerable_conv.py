@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from eqdmri_monai.bases.angular import coupling, degree_slice, harmonics, triangle
 from eqdmri_monai.nn.kernel_cache import KernelCache
-from eqdmri_monai.nn.p_conv import check_irreps, conv3d, convolution, kernel_lattice, spread_bias
+from eqdmri_monai.nn.p_conv import Convolution, check_irreps, conv3d, kernel_lattice, spread_bias
 
 SIGMA = 0.6  # voxels; width of a shell (Weiler et al. 2018, 3.5.1)
 
@@ -143,7 +143,7 @@ class SteerableConv3d(nn.Module):
         """
         weight, bias = self._kernels(self, (), self._build)
         if self.stride == 1:
-            return convolution(weight, bias, x.shape[2:])(x)
+            return Convolution.of(weight, x.shape[2:])(x, bias)
         return conv3d(x, weight, bias, stride=self.stride)
 
     def _build(self) -> tuple[Tensor, Tensor]:

@@ -118,8 +118,16 @@ def test_noise_in_b_changes_little_and_no_size():
     torch.testing.assert_close(net(image, noisy), net(image, q), rtol=0, atol=0.02)
 
 
-def test_chunks_and_recomputation_change_nothing():
-    net, q = network({"irreps_pq": ("2x0e+1x1e", "2x0e+1x1e"), "dropout": 0.3}), scheme(7, 1.0, 1.4)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"irreps_pq": ("2x0e+1x1e", "2x0e+1x1e"), "dropout": 0.3},
+        {"nonlinearity": "tensor product", "learn_radial": True, "antipodal": False},
+        {"nonlinearity": "norm", "bases": [pq_diff, p_space]},
+    ],
+)
+def test_chunks_and_recomputation_change_nothing(options):
+    net, q = network(options), scheme(7, 1.0, 1.4)
     image = torch.randn(1, len(q), 4, 4, 4)
     results = []
     for chunk, recompute in ((1, False), (100, False), (3, True)):

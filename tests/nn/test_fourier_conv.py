@@ -8,17 +8,18 @@ from eqdmri_monai.nn.fourier_conv import fourier_conv, is_faster, spectrum, tran
 SHAPES = [(7, 6, 5), (6, 7, 9), (5, 5, 1), (1, 2, 3)]
 
 
-def fourier(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+def fourier(x: torch.Tensor, weight: torch.Tensor, *, shared: bool = False) -> torch.Tensor:
     t = transform(*x.shape[2:4], weight.shape[-1], x.dtype, x.device)
-    return fourier_conv(x, spectrum(weight, t), t, weight.shape[-1] // 2)
+    return fourier_conv(x, spectrum(weight, t) if shared else weight, t, weight.shape[-1] // 2, x.dtype)
 
 
+@pytest.mark.parametrize("shared", [False, True])
 @pytest.mark.parametrize("kernel_size", [1, 3, 5])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_values_and_gradients_are_those_of_conv3d(shape, kernel_size):
+def test_values_and_gradients_are_those_of_conv3d(shape, kernel_size, shared):
     x = torch.randn(3, 4, *shape, requires_grad=True)
     weight = torch.randn(2, 4, *3 * (kernel_size,), requires_grad=True)
-    ours, theirs = fourier(x, weight), torch.nn.functional.conv3d(x, weight, padding=kernel_size // 2)
+    ours, theirs = fourier(x, weight, shared=shared), torch.nn.functional.conv3d(x, weight, padding=kernel_size // 2)
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-9)
     upstream = torch.randn_like(ours)
     for a, b in zip(*(torch.autograd.grad(y, (x, weight), upstream) for y in (ours, theirs)), strict=True):
