@@ -3,12 +3,13 @@
 A 5³ kernel between few channels takes 125 multiplications for each pair of channels and voxel. In Fourier space along
 two axes 5 are left, of complex numbers, and for axes of some tens of voxels the discrete Fourier transform is a
 product with a small matrix, which CPUs do at their full rate: 8 to 23 channels, 24³ voxels, one core: 2.9 ms, and
-6.7 ms by conv3d. Results differ by rounding alone. Under autocast the product with the kernel is in bfloat16 and the
-transforms are not: as exact as a convolution in bfloat16; transforms in bfloat16 too would double its error.
+6.7 ms by conv3d. Results differ by rounding alone. In bfloat16 the transforms would double the error of conv3d, and in
+single precision they take away the gain: there conv3d it is.
 """
 
 import math
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from functools import cache
 
 import torch
@@ -19,7 +20,7 @@ from torch.overrides import handle_torch_function, has_torch_function_unary
 
 # Multiply-adds of the small products here take about twice as long as those of conv3d (one core, AVX-512).
 HANDICAP = 2.0
-BLOCK, SLICES = 2**22, 32  # most numbers, and most slices along z, that are unfolded at a time
+BLOCK, SLICES = 2**22, 32  # most numbers of a kernel, and most numbers and slices along z of an array, at a time
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,11 @@ class Transform:
     kernel_y: Tensor
     from_y: Tensor
     from_x: Tensor
+
+    def part(self, start: int, stop: int) -> "Transform":
+        """Return the transform to some of the frequencies along x."""
+        f, both = slice(start, stop), slice(2 * start, 2 * stop)
+        return replace(self, to_x=self.to_x[both], kernel_x=self.kernel_x[f], from_x=self.from_x[:, both])
 
 
 @cache
@@ -114,7 +120,7 @@ def _spectrum_adjoint(gradient: Tensor, t: Transform, shape: torch.Size) -> Tens
     return torch.einsum("fx,foiyz->oixyz", t.kernel_x.conj(), w).real
 
 
-def fourier_conv(x: Tensor, kernel: Tensor, t: Transform, reach: int, dtype: torch.dtype) -> Tensor:
+def fourier_conv(x: Tensor, kernel: Tensor, t: Transform, reach: int) -> Tensor:
     """Convolve an array with a weight or its spectrum; a MetaTensor stays one, as in conv3d.
 
     Parameters
@@ -127,59 +133,70 @@ def fourier_conv(x: Tensor, kernel: Tensor, t: Transform, reach: int, dtype: tor
         For planes of X · Y voxels.
     reach : int
         k // 2.
-    dtype : torch.dtype
-        Of the product with the kernel, and of the result.
 
     Returns
     -------
     Tensor, shape (N, O, X, Y, Z)
     """
     if has_torch_function_unary(x):
-        return handle_torch_function(fourier_conv, (x,), x, kernel, t, reach, dtype)
-    return FourierConv.apply(x.as_subclass(Tensor).to(dtype), kernel, t, reach, dtype)
+        return handle_torch_function(fourier_conv, (x,), x, kernel, t, reach)
+    return FourierConv.apply(x.as_subclass(Tensor), kernel, t, reach)
 
 
 class FourierConv(torch.autograd.Function):
-    """Convolve some items and slices at a time; keeps the array and the kernel alone for the backward pass."""
+    """Convolve some frequencies, items and slices at a time; keeps the array and the kernel alone."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, kernel: Tensor, t: Transform, reach: int, dtype: torch.dtype) -> Tensor:
+    def forward(ctx, x: Tensor, kernel: Tensor, t: Transform, reach: int) -> Tensor:
         """See `fourier_conv`."""
         ctx.save_for_backward(x, kernel)
         ctx.transform, ctx.reach = t, reach
-        kernel = (spectrum(kernel, t) if kernel.ndim == 5 else kernel).to(dtype)
-        padded, y = pad(x, (reach, reach)), x.new_empty(len(x), kernel.shape[1] // 2, *x.shape[2:])
-        for items, z in _blocks(x, kernel):
-            part = padded[items, ..., z.start : z.stop + 2 * reach]
-            y[items, ..., z] = _from_spectrum(
-                kernel @ _taps(_to_spectrum(part, t).to(dtype), reach), t, y[items, ..., z].shape
-            )
+        channels = len(kernel) if kernel.ndim == 5 else kernel.shape[1] // 2
+        padded, y = pad(x, (reach, reach)), x.new_empty(len(x), channels, *x.shape[2:])
+        for n, (t_part, part) in enumerate(_kernel_parts(kernel, t, reach, x.shape[1])):
+            for items, z in _blocks(x, part):
+                here, there = y[items, ..., z], padded[items, ..., z.start : z.stop + 2 * reach]
+                new = _from_spectrum(part @ _taps(_to_spectrum(there, t_part), reach), t_part, here.shape)
+                here.add_(new) if n else here.copy_(new)
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx, gradient: Tensor) -> tuple:
         """Return the gradients of the array and of the kernel."""
-        (x, given), t, reach = ctx.saved_tensors, ctx.transform, ctx.reach
-        kernel = (spectrum(given, t) if given.ndim == 5 else given).to(x.dtype)
-        padded, blocks = pad(x, (reach, reach)), _blocks(x, kernel)
+        (x, kernel), t, reach = ctx.saved_tensors, ctx.transform, ctx.reach
         need_x, need_kernel = ctx.needs_input_grad[:2]
-        for_x, for_kernel = torch.zeros_like(padded) if need_x else None, None
-        for n, (items, z) in enumerate(blocks):
-            here = items, ..., slice(z.start, z.stop + 2 * reach)
-            upstream = _from_spectrum_adjoint(gradient[items, ..., z], t).to(x.dtype)
-            if need_x:
-                for_x[here] += _to_spectrum_adjoint(kernel.transpose(1, 2) @ upstream, t, reach, padded[here].shape)
-            if n == len(blocks) - 1:
-                del kernel  # before there is its gradient, as large, where one block is all
+        padded = pad(x, (reach, reach))
+        for_x, for_kernel = torch.zeros_like(padded) if need_x else None, []
+        for t_part, part in _kernel_parts(kernel, t, reach, x.shape[1]):
+            for_part = torch.zeros_like(part) if need_kernel else None
+            for items, z in _blocks(x, part):
+                here = items, ..., slice(z.start, z.stop + 2 * reach)
+                upstream = _from_spectrum_adjoint(gradient[items, ..., z], t_part)
+                if need_x:
+                    taps = part.transpose(1, 2) @ upstream
+                    for_x[here] += _to_spectrum_adjoint(taps, t_part, reach, padded[here].shape)
+                if need_kernel:
+                    taps = _taps(_to_spectrum(padded[here], t_part), reach)
+                    for_part.baddbmm_(upstream, taps.transpose(1, 2))
             if need_kernel:
-                taps = _taps(_to_spectrum(padded[here], t).to(x.dtype), reach).transpose(1, 2)
-                for_kernel = upstream @ taps if for_kernel is None else for_kernel.baddbmm_(upstream, taps)
+                for_kernel.append(for_part if kernel.ndim == 3 else _spectrum_adjoint(for_part, t_part, kernel.shape))
+        if need_x:
+            for_x = for_x[..., reach : reach + x.shape[-1]]
         if need_kernel:
-            for_kernel = for_kernel.to(given.dtype)
-            if given.ndim == 5:
-                for_kernel = _spectrum_adjoint(for_kernel, t, given.shape)
-        return for_x[..., reach : reach + x.shape[-1]] if need_x else None, for_kernel, None, None, None
+            for_kernel = torch.cat(for_kernel) if kernel.ndim == 3 else sum(for_kernel)
+        return for_x, for_kernel if need_kernel else None, None, None
+
+
+def _kernel_parts(kernel: Tensor, t: Transform, reach: int, channels: int) -> Iterator[tuple[Transform, Tensor]]:
+    """Yield the spectrum for a few frequencies along x at a time, at most `BLOCK` numbers where that can be."""
+    rows = 2 * len(kernel) if kernel.ndim == 5 else kernel.shape[1]
+    n_x, n_y = len(t.kernel_x), len(t.kernel_y)
+    step = max(1, BLOCK // (n_y * rows * 2 * (2 * reach + 1) * channels))
+    step = math.ceil(n_x / math.ceil(n_x / step))
+    for start in range(0, n_x, step):
+        part = t.part(start, start + step)
+        yield part, spectrum(kernel, part) if kernel.ndim == 5 else kernel[start * n_y : (start + step) * n_y]
 
 
 def _blocks(x: Tensor, kernel: Tensor) -> list[tuple[slice, slice]]:
@@ -197,7 +214,7 @@ def _blocks(x: Tensor, kernel: Tensor) -> list[tuple[slice, slice]]:
 def _to_spectrum(x: Tensor, t: Transform) -> Tensor:
     """(N, I, X, Y, Z) -> (F, 2, I, N, Z)."""
     n, i, size_x, size_y, z = x.shape
-    x = x.permute(2, 3, 1, 0, 4).to(t.to_x.dtype).reshape(size_x, -1)
+    x = x.permute(2, 3, 1, 0, 4).reshape(size_x, -1)
     x = (t.to_x @ x).view(-1, 2 * size_y, i * n * z)
     return (t.to_y @ x).view(-1, 2, i, n, z)
 
@@ -215,27 +232,27 @@ def _to_spectrum_adjoint(taps: Tensor, t: Transform, reach: int, shape: torch.Si
     x = taps.new_zeros(len(taps), 2, i, n, z)
     for d in range(2 * reach + 1):
         x[..., d : d + z - 2 * reach] += taps[:, :, d]
-    x = t.to_y.T @ x.view(-1, len(t.to_y), i * n * z).to(t.to_y.dtype)
+    x = t.to_y.T @ x.view(-1, len(t.to_y), i * n * z)
     return (t.to_x.T @ x.view(len(t.to_x), -1)).view(size_x, size_y, i, n, z).permute(3, 2, 0, 1, 4)
 
 
 def _from_spectrum(y: Tensor, t: Transform, shape: torch.Size) -> Tensor:
     """(F, 2 O, N Z) -> (N, O, X, Y, Z)."""
     n, o, size_x, size_y, z = shape
-    y = t.from_y @ y.view(-1, len(t.to_y), o * n * z).to(t.from_y.dtype)
+    y = t.from_y @ y.view(-1, len(t.to_y), o * n * z)
     return (t.from_x @ y.view(len(t.to_x), -1)).view(size_x, size_y, o, n, z).permute(3, 2, 0, 1, 4)
 
 
 def _from_spectrum_adjoint(y: Tensor, t: Transform) -> Tensor:
     n, o, size_x, size_y, z = y.shape
-    y = y.permute(2, 3, 1, 0, 4).to(t.from_x.dtype).reshape(size_x, -1)
+    y = y.permute(2, 3, 1, 0, 4).reshape(size_x, -1)
     y = (t.from_x.T @ y).view(-1, 2 * size_y, o * n * z)
     return (t.from_y.T @ y).view(-1, 2 * o, n * z)
 
 
 def is_faster(weight: Tensor, size: torch.Size) -> bool:
     """Count multiply-adds: whether an array (X, Y, Z) is convolved faster here than by conv3d."""
-    if weight.device.type != "cpu" or weight.dtype not in (torch.float32, torch.float64):
+    if weight.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
         return False
     (o, i, k), (x, y, _) = weight.shape[:3], size
     frequencies = ((x + k // 2) // 2 + 1) * (y + k // 2) / (x * y)  # for each voxel

@@ -73,18 +73,14 @@ class Convolution:
         if not is_faster(weight, size):
             return cls(weight, None, reach)
         t = transform(*size[:2], weight.shape[-1], weight.dtype, weight.device)
-        with torch.autocast(weight.device.type, enabled=False):
-            return cls(spectrum(weight, t) if shared else weight, t, reach)
+        return cls(spectrum(weight, t) if shared else weight, t, reach)
 
     def __call__(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """Return (N, O, X, Y, Z) of x (N, I, X, Y, Z); outside the array x counts as 0."""
         if self.transform is None:
             return conv3d(x, self.kernel, bias)
-        device = x.device.type
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else self.kernel.dtype
-        with torch.autocast(device, enabled=False):
-            y = fourier_conv(x, self.kernel, self.transform, self.reach, dtype)
-            return y if bias is None else y + bias[:, None, None, None].to(dtype)
+        y = fourier_conv(x, self.kernel, self.transform, self.reach)
+        return y if bias is None else y + bias[:, None, None, None]
 
 
 def check_irreps(irreps: o3.Irreps | str, name: str) -> o3.Irreps:
