@@ -80,7 +80,7 @@ class Convolution:
         if self.transform is None:
             return conv3d(x, self.kernel, bias)
         y = fourier_conv(x, self.kernel, self.transform, self.reach)
-        return y if bias is None else y + bias[:, None, None, None]
+        return y if bias is None else y.add_(bias[:, None, None, None])
 
 
 def check_irreps(irreps: o3.Irreps | str, name: str) -> o3.Irreps:

@@ -357,7 +357,7 @@ class PQConv(nn.Module):
         if not self.antipodal:
             return tuple(parts)
         e, o = parts
-        return (e, e) if o is None else (e + o, e - o)
+        return (e, e) if o is None else (e + o, e.sub_(o))
 
     def _convolve_part(self, prepared: "Prepared", k: int, index: Tensor) -> Tensor | None:
         """Compute one part of the output (B, dim_out, n, X, Y, Z), or None where nothing contributes."""
@@ -375,7 +375,7 @@ class PQConv(nn.Module):
                 .flatten(2)
             )
         elif part.bias:
-            y = prepared.bias[:, None].expand(-1, size.numel()).reshape(1, 1, -1).expand(len(shared), n, -1)
+            y = prepared.bias[:, None].expand(-1, size.numel()).reshape(1, 1, -1).repeat(len(shared), n, 1)
         if part.which:
             maps = shared if shared.shape[1] == len(part.which) else shared[:, part.which]
             y = _add_product(y, part.towards[index].expand(len(shared), -1, -1), maps.flatten(2))
@@ -453,5 +453,5 @@ class PQConv(nn.Module):
 
 
 def _add_product(y: Tensor | None, a: Tensor, b: Tensor) -> Tensor:
-    """Return y + a @ b for stacks of matrices, in one pass over memory."""
-    return torch.bmm(a, b) if y is None else torch.baddbmm(y, a, b)
+    """Return y + a @ b for stacks of matrices, in one pass over memory and in the place of y."""
+    return torch.bmm(a, b) if y is None else y.baddbmm_(a.to(y.dtype), b.to(y.dtype))
