@@ -17,6 +17,7 @@ B_UNIT = 1000.0  # s/mm²; a q-vector of length 1
 SHELL_WIDTH = 50.0, 0.05  # b-values of one shell agree within 50 s/mm² or 5 %, whichever is more
 MIN_DIRECTIONS = 6  # a diffusion tensor needs six
 NORM_TOLERANCE = 0.01  # of a unit direction; dipy's value
+TIE = 1e-5  # relative; above what a rotation in single precision changes
 SAME_DIRECTION = 0.9998  # cosine of 1.1 degrees: two volumes count as one direction
 
 
@@ -146,7 +147,7 @@ def spread_subset(q: Tensor, count: int) -> Tensor:
 
     Starts at the most isolated q-vector (least electrostatic energy among all ±q) and goes on with the one farthest
     from all that were chosen. Only products q·q' enter, so that a rotation, the order and the signs of q do not matter
-    (where two q-vectors are exactly equivalent, the earlier one is taken).
+    (where two q-vectors are equivalent to 1e-5, the earlier one is taken).
 
     Parameters
     ----------
@@ -183,8 +184,8 @@ def spread_subset(q: Tensor, count: int) -> Tensor:
         seeds = [i for i in chosen if weighted[i]]
         nearest = distance[:, seeds].min(dim=1).values if seeds else torch.ones_like(energy)
         nearest[chosen + b0] = -1.0
-        farthest = nearest > nearest.max() - 1e-9
-        chosen.append(int(torch.where(farthest, energy, torch.inf).argmin()))
+        candidates = torch.where(nearest > nearest.max() - TIE, energy, torch.inf)
+        chosen.append(int((candidates <= (1 + TIE) * candidates.min()).nonzero()[0]))
     return torch.tensor((chosen + b0[1:])[:count], device=q.device)
 
 

@@ -60,6 +60,15 @@ def test_a_spread_subset_does_not_depend_on_rotation_order_or_sign(count):
     assert torch.equal(order[spread_subset((sign * q @ R.T)[order], count)], chosen)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_rotation_of_an_icosahedron_changes_no_choice_among_equals(dtype):
+    golden = (1 + 5**0.5) / 2
+    q = torch.tensor([[s * golden, 0, 1][k:] + [s * golden, 0, 1][:k] for s in (1, -1) for k in range(3)])
+    for _ in range(10):
+        rotated = (q @ o3.rand_matrix().T).to(dtype)
+        assert spread_subset(rotated, 4).tolist() == spread_subset(q, 4).tolist()
+
+
 def test_a_spread_subset_is_spread():
     q = scheme(60, 1.0)
 

@@ -6,6 +6,7 @@
 import copy
 
 import torch
+from e3nn.nn import Dropout
 from torch import Tensor, nn
 
 from eqdmri_monai.gradients import QSampling, spread_subset
@@ -140,17 +141,16 @@ def fold(network: PQNet | GradualPQNet, q: Tensor) -> FoldedNet:
 
     Source
     ------
-    Müller et al., B.4; Weiler et al. 2018, 3.5.2.
+    Müller et al., B.4 and eq. 53; Weiler et al. 2018, 3.5.2.
     """
-    layers, q_in = [], q
+    layers, q_in = [], QSampling.of(q.to(network.pq_convs[0].lattice)).q
     for i, (conv, gate) in enumerate(zip(network.pq_convs, network.pq_gates, strict=True)):
         last = i == len(network.pq_convs) - 1
         if isinstance(network, GradualPQNet):
             q_out = torch.zeros_like(q[:1]) if last else q_in[spread_subset(q_in, network.q_counts[i])]
             coefficients = conv.lattice.new_ones(1, 1)
         else:
-            q_out, sampling = None, QSampling.of(q.to(conv.lattice))
-            coefficients = network.pool.coefficients(sampling)
+            q_out, coefficients = None, network.pool.coefficients(QSampling.of(q_in))
         weight = conv.plain_weight(q_in, q_out, closed=conv.antipodal and i > 0)
         if last:
             signs = len(weight) // coefficients.shape[1]
@@ -163,6 +163,10 @@ def fold(network: PQNet | GradualPQNet, q: Tensor) -> FoldedNet:
 @torch.no_grad()
 def fold_steerable(network: SteerableCNN3d) -> nn.Sequential:
     """Convert a trained 3D Steerable CNN to an ordinary CNN.
+
+    Parameters
+    ----------
+    network : SteerableCNN3d
 
     Returns
     -------
@@ -218,7 +222,7 @@ def _p_layers(net: PNet) -> list[nn.Module]:
     for layer in net:
         if isinstance(layer, PConv):
             layers.append(_conv3d(layer.grid_kernel(), layer.scalar_bias()))
-        elif not (isinstance(layer, ChannelsFirst) and type(layer.module).__name__ == "Dropout"):
+        elif not (isinstance(layer, ChannelsFirst) and isinstance(layer.module, Dropout)):
             layers.append(_gate(layer))
     return layers
 

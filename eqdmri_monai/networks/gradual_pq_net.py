@@ -7,30 +7,31 @@ from e3nn import o3
 from torch import Tensor, nn
 
 from eqdmri_monai.bases.filters import DifferenceBasis, FilterBasis, tp1
-from eqdmri_monai.gradients import spread_subset
+from eqdmri_monai.gradients import QSampling, spread_subset
 from eqdmri_monai.networks.p_net import PNet, run
 from eqdmri_monai.networks.pq_net import check_scheme
 from eqdmri_monai.nn import PQConv, nonlinear_layer
+from eqdmri_monai.nn.p_conv import check_irreps, check_irreps_list
 
 
 class GradualPQNet(nn.Module):
     """Voxelwise prediction from a diffusion scan, with gradual q-reduction.
 
     Each pq layer is evaluated at fewer q-vectors than it reads, chosen from the scan's own by `spread_subset`; the
-    reduction layer at q = 0 alone. Every layer but the last p layer is followed by a gate.
+    reduction layer at q = 0 alone. Every layer but the last p layer is followed by a nonlinearity.
 
     Parameters
     ----------
     irreps_pq : sequence of o3.Irreps
         Types after each pq layer.
     q_counts : sequence of int
-        Number of q-vectors after each pq layer, b0 included.
+        Number of q-vectors after each pq layer, b0 included; never rising.
     irreps_reduction : o3.Irreps
         Type after the reduction.
     num_radial_q : sequence of int
         Number of functions over the q-lengths of the input and of each pq layer's output.
     irreps_p, irreps_out, and all other options
-        As in `PQNet`.
+        As in `PQNet`. There is no scheme of its own, since no layer streams over q_out and `fold` fixes one.
 
     Raises
     ------
@@ -71,15 +72,18 @@ class GradualPQNet(nn.Module):
                 f"q_counts and num_radial_q must have {len(irreps_pq)} and {len(irreps_pq) + 1} entries for "
                 f"{len(irreps_pq)} pq layers, got {len(q_counts)} and {len(num_radial_q)}"
             )
+        if sorted(q_counts, reverse=True) != list(q_counts) or min(q_counts, default=1) < 1:
+            raise ValueError(f"q_counts must be at least 1 and never rise, got {list(q_counts)}")
         self.q_counts, self.recompute = tuple(q_counts), recompute
-        self.irreps_in, self.irreps_out = o3.Irreps(irreps_in), o3.Irreps(irreps_out)
+        self.irreps_in, self.irreps_out = check_irreps(irreps_in, "irreps_in"), check_irreps(irreps_out, "irreps_out")
+        irreps_pq, irreps_p = check_irreps_list(irreps_pq, "irreps_pq"), check_irreps_list(irreps_p, "irreps_p")
         common = {"kernel_size": kernel_size, "spacing": spacing, "learn_radial": learn_radial}
         self.pq_convs, self.pq_gates = nn.ModuleList(), nn.ModuleList()
         irreps = self.irreps_in
         radial = [radial_p] * len(irreps_pq) + [radial_p.partition("+")[0]]
         num_out = [*num_radial_q[1:], 1]
         for irreps_hidden, name, n_in, n_out in zip(
-            [*irreps_pq, irreps_reduction], radial, num_radial_q, num_out, strict=True
+            [*irreps_pq, check_irreps(irreps_reduction, "irreps_reduction")], radial, num_radial_q, num_out, strict=True
         ):
             act = nonlinear_layer(nonlinearity, irreps_hidden)
             conv = PQConv(
@@ -99,6 +103,7 @@ class GradualPQNet(nn.Module):
         Parameters
         ----------
         image : Tensor, shape (B, Q, X, Y, Z)
+            (B, irreps_in.dim, Q, X, Y, Z) where the values are no scalars.
         q : Tensor, shape (B, Q, 3) or (Q, 3)
             q-vectors along the voxel axes; the same for all items of a batch.
 
@@ -110,9 +115,11 @@ class GradualPQNet(nn.Module):
         Raises
         ------
         ValueError
-            When q is missing, differs within the batch, has another number of volumes than the image, or too few.
+            When the image has another shape, or when q is missing, differs within the batch, has another number of
+            volumes than the image, or too few.
         """
         x, q = check_scheme(image, q, self.irreps_in)
+        q = QSampling.of(q).q  # else the mean length of a shell's subset would differ from the shell's
         if len(q) < max(self.q_counts, default=1):
             raise ValueError(
                 f"q_counts asks for {max(self.q_counts)} q-vectors but the scan has {len(q)}; lower q_counts"

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from eqdmri_monai.bases.filters import DifferenceBasis, FilterBasis, tp1
 from eqdmri_monai.networks.p_net import PNet, run
 from eqdmri_monai.nn import PQConv, QLengthPool, QMean, nonlinear_layer
+from eqdmri_monai.nn.p_conv import check_irreps, check_irreps_list
 from eqdmri_monai.nn.streamed_sum import streamed_sum
 
 
@@ -99,7 +100,8 @@ class PQNet(nn.Module):
             raise ValueError(f'reduction must be "length" or "mean", got {reduction!r}')
         self.chunk, self.recompute = chunk, recompute
         self.q = None if q is None else torch.as_tensor(q, dtype=torch.get_default_dtype())
-        self.irreps_in, self.irreps_out = o3.Irreps(irreps_in), o3.Irreps(irreps_out)
+        self.irreps_in, self.irreps_out = check_irreps(irreps_in, "irreps_in"), check_irreps(irreps_out, "irreps_out")
+        irreps_pq, irreps_p = check_irreps_list(irreps_pq, "irreps_pq"), check_irreps_list(irreps_p, "irreps_p")
         common = {"kernel_size": kernel_size, "spacing": spacing, "learn_radial": learn_radial}
         self.pq_convs, self.pq_gates = nn.ModuleList(), nn.ModuleList()
         irreps = self.irreps_in
@@ -136,7 +138,8 @@ class PQNet(nn.Module):
         Raises
         ------
         ValueError
-            When q is missing, differs within the batch, or has another number of volumes than the image.
+            When the image has another shape, or when q is missing, differs within the batch, or has another number of
+            volumes than the image.
         """
         x, q = check_scheme(image, self.q if q is None else q, self.irreps_in)
         for conv, act in zip(self.pq_convs[:-1], self.pq_gates[:-1], strict=True):

@@ -3,8 +3,8 @@
 A 5³ kernel between few channels takes 125 multiplications for each pair of channels and voxel. In Fourier space along
 two axes 5 are left, of complex numbers, and for axes of some tens of voxels the discrete Fourier transform is a
 product with a small matrix, which CPUs do at their full rate: 8 to 23 channels, 24³ voxels, one core: 2.9 ms, and
-6.7 ms by conv3d. Results differ by rounding alone. In bfloat16 the transforms would double the error of conv3d, and in
-single precision they take away the gain: there conv3d it is.
+6.7 ms by conv3d. Results differ by rounding alone. Under autocast conv3d is used: transforms in bfloat16 would double
+its error, and in single precision they cost what is gained.
 """
 
 import math
@@ -20,7 +20,8 @@ from torch.overrides import handle_torch_function, has_torch_function_unary
 
 # Multiply-adds of the small products here take about twice as long as those of conv3d (one core, AVX-512).
 HANDICAP = 2.0
-BLOCK, SLICES = 2**22, 32  # most numbers of a kernel, and most numbers and slices along z of an array, at a time
+BLOCK = 2**22  # most numbers of a kernel, and of what it is multiplied with, at a time
+SLICES = 32  # most slices along z at a time
 
 
 @dataclass(frozen=True)
@@ -140,10 +141,10 @@ def fourier_conv(x: Tensor, kernel: Tensor, t: Transform, reach: int) -> Tensor:
     """
     if has_torch_function_unary(x):
         return handle_torch_function(fourier_conv, (x,), x, kernel, t, reach)
-    return FourierConv.apply(x.as_subclass(Tensor), kernel, t, reach)
+    return _FourierConv.apply(x.as_subclass(Tensor), kernel, t, reach)
 
 
-class FourierConv(torch.autograd.Function):
+class _FourierConv(torch.autograd.Function):
     """Convolve some frequencies, items and slices at a time; keeps the array and the kernel alone."""
 
     @staticmethod
@@ -252,7 +253,8 @@ def _from_spectrum_adjoint(y: Tensor, t: Transform) -> Tensor:
 
 def is_faster(weight: Tensor, size: torch.Size) -> bool:
     """Count multiply-adds: whether an array (X, Y, Z) is convolved faster here than by conv3d."""
-    if weight.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
+    exact = weight.dtype in (torch.float32, torch.float64) and not torch.is_autocast_enabled("cpu")
+    if weight.device.type != "cpu" or not exact:
         return False
     (o, i, k), (x, y, _) = weight.shape[:3], size
     frequencies = ((x + k // 2) // 2 + 1) * (y + k // 2) / (x * y)  # for each voxel

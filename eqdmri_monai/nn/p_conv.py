@@ -1,5 +1,6 @@
 """Convolution over p-space: an ordinary conv3d whose kernel obeys K(R Δp) = D_out(R) K(Δp) D_in(R)ᵀ."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -37,8 +38,8 @@ def kernel_lattice(kernel_size: int, spacing: tuple[float, float, float]) -> tup
 def conv3d(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, stride: int = 1) -> Tensor:
     """Convolve with zeros outside the array, output as large as the input where the stride is 1.
 
-    Few channels make the gradient of the weight slow in the plain memory format: 8 to 23 channels, 24³ voxels, one
-    core: 14.7 ms, in channels-last 7.1 ms, forward 6.8 ms. What follows a convolution is faster in the plain format.
+    Few channels make the gradient of the weight slow in the plain memory format (8 to 23 channels, 24³ voxels, one
+    core, fp32: 14.7 ms, in channels-last 7.1 ms). What follows a convolution is faster in the plain format.
     """
     if torch.is_grad_enabled():
         x = x.contiguous(memory_format=torch.channels_last_3d)
@@ -83,6 +84,13 @@ class Convolution:
         return y if bias is None else y.add_(bias[:, None, None, None])
 
 
+def check_irreps_list(irreps: Sequence[o3.Irreps | str], name: str) -> list[o3.Irreps]:
+    """Parse one type for each layer and refuse odd parity, or one type that is in no list."""
+    if isinstance(irreps, (str, o3.Irreps)):
+        raise ValueError(f'{name} must be a list of one type for each layer, such as ["{irreps}"], got {irreps} alone')
+    return [check_irreps(each, name) for each in irreps]
+
+
 def check_irreps(irreps: o3.Irreps | str, name: str) -> o3.Irreps:
     """Parse irreps and refuse odd parity: this project uses even labels for all of SO(3)."""
     irreps = o3.Irreps(irreps)
@@ -102,7 +110,7 @@ class PConv(nn.Module):
     kernel_size : int
         Voxels along each axis, odd.
     spacing : three floats
-        Voxel sizes in any unit; only their ratios matter.
+        Voxel sizes in mm; only their ratios matter.
     radial : str
         "cosine", "Gaussian", or either with "+fc".
     num_radial : int
@@ -115,12 +123,12 @@ class PConv(nn.Module):
     Raises
     ------
     ValueError
-        When the irreps have odd labels, the kernel size is even, the radial basis is unknown, or the filter basis
-        depends on q or has no filter between the two types.
+        When the irreps have odd labels, the kernel size is even, a spacing is not positive, the radial basis is
+        unknown or has less than one function, or the filter basis depends on q or has no filter between the two types.
 
     Source
     ------
-    Müller et al., eq. 2 and 23; Weiler et al. 2018, eq. 4.
+    Müller et al., eq. 2 and 23; Weiler et al. 2018, eq. 10-12.
     """
 
     def __init__(
@@ -157,7 +165,7 @@ class PConv(nn.Module):
         self._kernels = KernelCache()
 
     def kernel(self, offset: Tensor) -> Tensor:
-        """Evaluate the filter law at any offsets (N, 3); returns (N, irreps_out.dim, irreps_in.dim)."""
+        """Evaluate the filter law at any offsets (N, 3) in mm; returns (N, irreps_out.dim, irreps_in.dim)."""
         return self._filters(offset, on_lattice=False).movedim(-1, 0)
 
     def grid_kernel(self) -> Tensor:
@@ -182,7 +190,14 @@ class PConv(nn.Module):
         -------
         Tensor, shape (B, irreps_out.dim, X, Y, Z)
             Outside the array the input counts as 0.
+
+        Raises
+        ------
+        ValueError
+            When x has another shape.
         """
+        if x.ndim != 5 or x.shape[1] != self.irreps_in.dim:
+            raise ValueError(f"x must be (B, {self.irreps_in.dim}, X, Y, Z), got {tuple(x.shape)}")
         weight, bias = self._kernels(self, (), self._build)
         return Convolution.of(weight, x.shape[2:])(x, bias)
 

@@ -2,8 +2,8 @@
 
 For product bases the filter is a harmonic of Δp times a harmonic of q_out - q_in, and radial functions see only
 lengths. So the sum over q_in within a shell is a multiplication with fixed numbers, one per (q_out, l_q, m_q), and
-what is left is a conv3d whose batch is q_out. Its kernel depends on the shells, never on a direction. Two parts do not
-depend on q_out but through one number and are convolved once for all: l_q = 0, and everything that comes from b0.
+what is left is a convolution over voxels whose batch is q_out. Its kernel depends on the shells, never on a direction.
+Two parts depend on q_out through a factor alone and are convolved once for all: l_q = 0, and everything from b0.
 
 The set of q-vectors is closed under q -> -q by default (S(q) = S(-q), and files store either sign). A map then has a
 part that is even in q and one that is odd, and y(±q_out) = E ± O come from the same convolutions.
@@ -247,7 +247,7 @@ class PQConv(nn.Module):
         order = torch.cat(indices).argsort()
         return torch.cat([torch.cat(signs, dim=2)[:, :, order] for signs in zip(*parts, strict=True)], dim=2)
 
-    def prepare(self, x: Tensor, q_in: Tensor, q_out: Tensor | None = None) -> "Prepared":
+    def prepare(self, x: Tensor, q_in: Tensor, q_out: Tensor | None = None) -> Prepared:
         """Do what is common to all q_out, for `convolve` to be called on a few of them at a time."""
         fields = self.split(x, len(q_in))
         keys = (q_in, torch.tensor(len(fields)), *([] if q_out is None else [q_out]))
@@ -313,7 +313,7 @@ class PQConv(nn.Module):
         plus, minus = x.split(count, dim=2)
         return (0.5 * (plus + minus), 0.5 * (plus - minus))
 
-    def convolve(self, prepared: "Prepared", index: Tensor) -> tuple[Tensor, ...]:
+    def convolve(self, prepared: Prepared, index: Tensor) -> tuple[Tensor, ...]:
         """Compute the output at a few q_out of one shell.
 
         Parameters
@@ -334,7 +334,7 @@ class PQConv(nn.Module):
             y + self._convolve_dense(prepared, sign * q_out) for sign, y in zip((1, -1), products, strict=False)
         )
 
-    def _convolve_dense(self, prepared: "Prepared", q_out: Tensor) -> Tensor:
+    def _convolve_dense(self, prepared: Prepared, q_out: Tensor) -> Tensor:
         """Convolve with the bases that do not factor, from all volumes at once; (B, dim_out, n, X, Y, Z)."""
         q_in, weight = prepared.mixing.sampling_in.q, prepared.mixing.weight
         with torch.autocast(self.lattice.device.type, enabled=False):
@@ -351,7 +351,7 @@ class PQConv(nn.Module):
         kernel = torch.cat([k.flatten(0, 1).flatten(1, 2) for k in kernels[: len(fields)]], dim=1)
         return conv3d(x, kernel).unflatten(1, (len(q_out), -1)).transpose(1, 2)
 
-    def _convolve_products(self, prepared: "Prepared", index: Tensor) -> tuple[Tensor, ...]:
+    def _convolve_products(self, prepared: Prepared, index: Tensor) -> tuple[Tensor, ...]:
         """Convolve with the product bases, self-connection and bias; returns what `convolve` does."""
         parts = [self._convolve_part(prepared, k, index) for k in range(len(prepared.parts))]
         if not self.antipodal:
@@ -359,7 +359,7 @@ class PQConv(nn.Module):
         e, o = parts
         return (e, e) if o is None else (e + o, e.sub_(o))
 
-    def _convolve_part(self, prepared: "Prepared", k: int, index: Tensor) -> Tensor | None:
+    def _convolve_part(self, prepared: Prepared, k: int, index: Tensor) -> Tensor | None:
         """Compute one part of the output (B, dim_out, n, X, Y, Z), or None where nothing contributes."""
         mixing, fields, n = prepared.mixing, prepared.fields, len(index)
         shell = int(mixing.sampling_out.shell[index[0]])

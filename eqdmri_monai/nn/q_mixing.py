@@ -25,9 +25,10 @@ class QMixing:
     minus, plus : Tensor, shape (Q_out, Q_in, (lmax_q + 1)²)
         Harmonics of q_out - q_in and of q_out + q_in (None where the set is not closed).
     same : Tensor, shape (Q_out, Q_in)
-        Where q_out is q_in (rows sum to 1, or 0 where it is none of them); signed in `opposite`.
+        Which q_in is q_out, or, in a closed set, -q_out, for the even part of a map; rows sum to 1, or are 0 where
+        none is.
     opposite : Tensor, shape (Q_out, Q_in)
-        The same for the odd part of a map.
+        For the odd part: negative where q_in is -q_out.
     """
 
     sampling_out: QSampling
@@ -77,5 +78,7 @@ class QMixing:
 
     def chunks(self, size: int) -> Iterator[Tensor]:
         """Yield indices of at most `size` q_out each, all of one shell."""
+        if size < 1:
+            raise ValueError(f"chunk must be at least 1 q-vector, got {size}")
         for s in range(len(self.sampling_out.length)):
             yield from (self.sampling_out.shell == s).nonzero().flatten().split(size)

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from monai.data import MetaTensor
 from rotation import cube_rotations, scheme, turn_features, turn_grid
 
 from eqdmri_monai.bases import DifferenceBasis, FilterBasis, p_space, pq_diff, q_space, tp1, tp_vec
@@ -111,8 +112,9 @@ def test_any_number_of_volumes_and_shells():
         assert net(torch.randn(2, len(q), 4, 4, 4), q).shape == (2, 1, 4, 4, 4)
 
 
-def test_noise_in_b_changes_little_and_no_size():
-    net, q = network({}), scheme(8, 1.0)
+@pytest.mark.parametrize("make", [lambda: network({}), lambda: GradualPQNet(["2x0e+1x1e"], [5])])
+def test_noise_in_b_changes_little_and_no_size(make):
+    net, q = make(), scheme(8, 1.0)
     image = torch.randn(1, len(q), 4, 4, 4)
     noisy = q * (1 + 0.002 * torch.randn(len(q), 1))
     torch.testing.assert_close(net(image, noisy), net(image, q), rtol=0, atol=0.02)
@@ -203,11 +205,30 @@ def test_recomputation_keeps_fewer_numbers_for_the_backward_pass():
     assert kept[1] < 0.5 * kept[0]
 
 
+@pytest.mark.parametrize("recompute", [False, True])
+def test_metadata_of_a_scan_reaches_the_logits(recompute):
+    net, q = network({"recompute": recompute}), scheme(7, 1.0)
+    affine = torch.diag(torch.tensor([2.0, 2.0, 2.0, 1.0]))
+    image = torch.randn(1, len(q), 4, 4, 4)
+    logits = net(MetaTensor(image, affine=affine), q)
+    torch.testing.assert_close(logits.affine.float(), affine.float())
+    logits.sum().backward()
+    gradient = net.p_layers[0].bias.grad.clone()
+    net.zero_grad()
+    net(image, q).sum().backward()
+    torch.testing.assert_close(gradient, net.p_layers[0].bias.grad)
+
+
 def test_gradual_options_must_fit():
     with pytest.raises(ValueError, match="must have 1 and 2 entries for 1 pq layers, got 2 and 2"):
         GradualPQNet(["2x0e"], [7, 3])
     with pytest.raises(ValueError, match="q_counts asks for 7 q-vectors but the scan has 5"):
         GradualPQNet(["2x0e"], [7], "2x0e", [], kernel_size=3)(torch.zeros(1, 5, 3, 3, 3), scheme(4, 1.0))
+    for q_counts in ([3, 5], [5, 0]):
+        with pytest.raises(ValueError, match="q_counts must be at least 1 and never rise"):
+            GradualPQNet(["2x0e", "2x0e"], q_counts, num_radial_q=[3, 2, 2])
+    with pytest.raises(ValueError, match="irreps_reduction must have even labels"):
+        GradualPQNet(["2x0e"], [5], "2x0o")
 
 
 @pytest.mark.parametrize(
@@ -221,6 +242,9 @@ def test_gradual_options_must_fit():
         ({"num_radial_q": 0}, "at least 1 function"),
         ({"num_radial_reduction": 0}, "at least 1 function"),
         ({"irreps_in": "1x1o"}, "irreps_in must have even labels"),
+        ({"irreps_pq": ["2x0o"]}, "irreps_pq must have even labels"),
+        ({"irreps_p": ["2x0e", "1x1o"]}, "irreps_p must have even labels"),
+        ({"irreps_pq": "2x0e"}, r'irreps_pq must be a list of one type for each layer, such as \["2x0e"\]'),
         ({"bases": ()}, "at least one filter basis"),
         ({"kernel_size": 4}, "kernel_size must be odd"),
         ({"radial_p": "bessel"}, "radial basis must be cosine"),

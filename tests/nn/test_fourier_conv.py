@@ -61,5 +61,6 @@ def test_the_faster_way_is_chosen_by_counting():
     assert not is_faster(torch.empty(23, 8, 1, 1, 1), torch.Size((24, 24, 24)))
     assert not is_faster(torch.empty(1, 1, 3, 3, 3), torch.Size((90, 90, 24)))  # transforms cost more than they save
     assert not is_faster(torch.empty(23, 8, 5, 5, 5, device="meta"), torch.Size((24, 24, 24)))
+    assert not is_faster(torch.empty(23, 8, 5, 5, 5, dtype=torch.bfloat16), torch.Size((24, 24, 24)))
     with torch.autocast("cpu", torch.bfloat16):
         assert not is_faster(torch.empty(23, 8, 5, 5, 5), torch.Size((24, 24, 24)))

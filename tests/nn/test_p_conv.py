@@ -66,6 +66,11 @@ def test_impossible_kernels_are_refused(options, words):
         PConv("1x0e", "1x0e", **options)
 
 
+def test_an_input_of_another_type_is_refused():
+    with pytest.raises(ValueError, match=r"x must be \(B, 4, X, Y, Z\), got \(2, 3, 5, 5, 5\)"):
+        PConv("1x0e+1x1e", "1x0e")(torch.randn(2, 3, 5, 5, 5))
+
+
 def test_odd_labels_are_refused():
     with pytest.raises(ValueError, match="irreps_in must have even labels only"):
         PConv("1x1o", "1x0e")
