@@ -6,7 +6,7 @@ from rotation import cube_rotations, turn_features, turn_grid
 from eqdmri_monai.networks import SteerableCNN3d, fold_steerable
 from eqdmri_monai.networks.steerable_cnn import ResidualBlock, field_type
 
-FIELDS = [(3, 2, 1, 1), (2, 2, 1)]
+FIELDS = [(3, 2, 1), (2, 2, 1, 1)]  # a 3³ kernel has no filter from 0 to 3
 NETWORKS = [
     {"irreps_out": "1x0e+1x1e+1x2e"},
     {"residual": True, "kernel_size": 3, "in_channels": 2},
