@@ -231,6 +231,21 @@ def test_options_that_cannot_be_right_are_refused(options, words):
         network(options)
 
 
+@pytest.mark.parametrize(
+    ("channels", "kernel_size", "words"),
+    [
+        ([6, 4, 1], 4, "kernel_size must be odd, so that the output is as large as the image, got 4"),
+        ([6, 4, 1], 0, "kernel_size must be odd"),
+        ([6], 3, "channels must be the numbers of the input and of at least one layer"),
+        ([], 3, "channels must be"),
+        ([6, 0, 1], 3, "each 1 or more"),
+    ],
+)
+def test_an_ordinary_network_that_cannot_be_right_is_refused(channels, kernel_size, words):
+    with pytest.raises(ValueError, match=words):
+        PlainCNN(channels, kernel_size=kernel_size)
+
+
 def test_the_state_dict_holds_parameters_alone():
     net = PQNet()
     assert net.state_dict().keys() == dict(net.named_parameters()).keys()

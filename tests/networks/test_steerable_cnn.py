@@ -56,11 +56,16 @@ def test_fields_are_irreps():
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"fields": []}, "strides must have one entry"),
+        ({"fields": []}, "fields must name .* of at least one layer"),
+        ({"in_channels": 0}, "in_channels must be 1 or more, got 0"),
         ({"strides": [1]}, "strides must have one entry for each of 2 layers"),
         ({"fields": [(0, 0)]}, "fields must be numbers"),
         ({"fields": [(2, -1)]}, "fields must be numbers"),
         ({"whole": True}, r"end fields with \(n0,\)"),
+        ({"whole": True, "fields": [(4,)], "irreps_out": "1x0e+1x1e"}, "irreps_out must be scalars alone with whole"),
+        ({"whole": True, "fields": [(4,)], "irreps_out": "8x0o"}, "irreps_out must have even labels only"),
+        ({"irreps_out": "1x1o"}, "irreps_out must have even labels only"),
+        ({"fields": [(2, 0, 0, 1)], "kernel_size": 3}, "irreps_out has 1x3e, but no filter of kernel_size 3"),
         ({"limits": [0, 2]}, "limits must have 3 entries"),
         ({"kernel_size": 4}, "kernel_size must be odd"),
     ],
