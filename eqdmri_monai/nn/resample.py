@@ -47,7 +47,7 @@ class Downsample(nn.Module):
     are one of factor 4. The sums run over the voxels of the array, so that constants stay constant up to the
     edge.
 
-    Measured, away from the edge, as parts of the largest value: quarter turns commute to 3e-16. Random turns of fields
+    Measured, away from the edge, as parts of the largest value: quarter turns commute to 1e-15. Random turns of fields
     of 0.01, 0.05, 0.1 and 0.2 cycles per voxel, with factor 2: to 4e-10, 1e-8, 9e-8 and 3e-6.
 
     Parameters
@@ -99,7 +99,7 @@ class Upsample(nn.Module):
     wave of ν cycles per voxel, exp(-2π² σ² ν²) is left after `Downsample` (σ² is the Gaussian's variance), whatever its
     direction.
 
-    Measured as for `Downsample`, in cycles per fine voxel: quarter turns 3e-16, random turns 6e-7, 3e-4, 5e-3 and 0.18.
+    Measured as for `Downsample`, in cycles per fine voxel: quarter turns 1e-15, random turns 6e-7, 3e-4, 5e-3 and 0.18.
 
     Parameters
     ----------
