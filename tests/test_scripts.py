@@ -98,4 +98,4 @@ def test_shapes_learned_in_one_orientation_are_recognised_in_all():
     steerable, plain = (tetris.experiment(make, 0, 400) for make in (tetris.steerable, tetris.plain))
     assert steerable["as trained"] == steerable["24 cube rotations"] == 1.0
     assert plain["as trained"] == 1.0
-    assert plain["24 cube rotations"] < 0.4
+    assert plain["24 cube rotations"] < 0.3  # chance is 1/8; 23 % to 26 % over three seeds

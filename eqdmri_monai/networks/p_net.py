@@ -21,7 +21,7 @@ class PNet(nn.Sequential):
         Types of the input, after each layer, and of the output.
     nonlinearity : str
         "gate", "norm", "squash" or "tensor product".
-    normalization : str
+    normalization : str or None
         "batch" or "instance", before each nonlinearity; none if left out. Statistics are over the whole array.
     dropout : float
         Probability with which a copy of an irrep is left out after a nonlinearity, in training.

@@ -6,6 +6,7 @@ from e3nn import o3
 from torch import Tensor, nn
 
 from eqdmri_monai.nn import Gate, Linear
+from eqdmri_monai.nn.p_conv import check_irreps
 from eqdmri_monai.nn.steerable_conv import SteerableConv3d
 
 
@@ -66,17 +67,21 @@ class GlobalMean(nn.Module):
 class SteerableCNN3d(nn.Sequential):
     """Volumes as scalar channels in; a map of any type, or one class for the whole volume, out.
 
+    Measured (scripts/tetris.py, 3 seeds; eight shapes learned in one orientation): with 1718 parameters 100 % are
+    recognised in all 24 orientations of the grid, by an ordinary CNN with 2540 parameters 23 to 26 %; at random
+    rotations of blurred shapes 58 to 61 % (88 % as trained), against 18 to 24 % (75 to 100 %).
+
     Parameters
     ----------
     in_channels : int
-        Scalars of each voxel.
+        Scalars of each voxel, 1 or more.
     fields : sequence of (n0, n1, n2, n3)
-        Fields of degree 0 to 3 after each layer.
+        Fields of degree 0 to 3 after each layer; at least one layer.
     irreps_out : o3.Irreps
         Type of the output map; ``8x0e`` are 8 classes.
     whole : bool
-        Predict for the volume as a whole: the mean over voxels of the last features, which must have scalars, then a
-        linear layer.
+        Predict for the volume as a whole: the mean over voxels of the last features, then a linear layer; both
+        features and output must be scalars alone.
     residual : bool
         Residual blocks of two convolutions for all layers but the first.
     strides : sequence of int
@@ -87,7 +92,8 @@ class SteerableCNN3d(nn.Sequential):
     Raises
     ------
     ValueError
-        When the options do not fit each other.
+        When there is no channel or no layer, `irreps_out` has odd labels, no filter leads to a type, or the options do
+        not fit each other.
 
     Source
     ------
@@ -106,9 +112,13 @@ class SteerableCNN3d(nn.Sequential):
         kernel_size: int = 5,
         limits: Sequence[int] | None = None,
     ):
+        if in_channels < 1:
+            raise ValueError(f"in_channels must be 1 or more, got {in_channels}")
+        if not fields:
+            raise ValueError("fields must name (n0, n1, n2, n3) of at least one layer, got an empty list")
         strides = [1] * len(fields) if strides is None else list(strides)
-        if not fields or len(strides) != len(fields):
-            raise ValueError(f"strides must have one entry for each of {len(fields)} layers (at least one)")
+        if len(strides) != len(fields):
+            raise ValueError(f"strides must have one entry for each of {len(fields)} layers, got {strides}")
         options, layers = {"kernel_size": kernel_size, "limits": limits}, []
         irreps = self_in = o3.Irreps([(in_channels, (0, 1))])
         for i, (numbers, stride) in enumerate(zip(fields, strides, strict=True)):
@@ -119,10 +129,12 @@ class SteerableCNN3d(nn.Sequential):
                 gate = Gate(hidden)
                 layers += [SteerableConv3d(irreps, gate.irreps_in, stride=stride, **options), gate]
             irreps = hidden
-        irreps_out = o3.Irreps(irreps_out)
+        irreps_out = check_irreps(irreps_out, "irreps_out")
         if whole:
-            if irreps.lmax > 0 or irreps_out.lmax > 0:
-                raise ValueError(f"a whole volume's output is made of scalars; end fields with (n0,), got {irreps}")
+            if irreps.lmax > 0:
+                raise ValueError(f"whole takes the mean of scalars alone; end fields with (n0,), got {irreps}")
+            if irreps_out.lmax > 0:
+                raise ValueError(f'irreps_out must be scalars alone with whole, such as "8x0e", got {irreps_out}')
             layers += [GlobalMean(), nn.Linear(irreps.dim, irreps_out.dim)]
         else:
             layers.append(SteerableConv3d(irreps, irreps_out, **options))

@@ -6,6 +6,7 @@ from e3nn import o3
 from torch import Tensor, nn
 
 from eqdmri_monai.nn.gate import Gate, unit_moment
+from eqdmri_monai.nn.p_conv import check_irreps
 
 
 class ChannelsFirst(nn.Module):
@@ -34,6 +35,11 @@ class NormNonlinearity(nn.Module):
     irreps_out : o3.Irreps
         Of input and output alike; scalars first.
     squash : bool
+
+    Raises
+    ------
+    ValueError
+        When the irreps are not sorted by degree, or have odd labels.
 
     Source
     ------
@@ -72,6 +78,11 @@ class TensorProductNonlinearity(nn.Module):
     irreps_out : o3.Irreps
         Of input and output alike; scalars first.
 
+    Raises
+    ------
+    ValueError
+        When the irreps are not sorted by degree, or have odd labels.
+
     Source
     ------
     Müller et al., B.2; Kondor 2018, whose products alone would lose the sign of what is odd. Made of
@@ -104,8 +115,9 @@ def nonlinear_layer(name: str, irreps_out: o3.Irreps | str) -> nn.Module:
     Raises
     ------
     ValueError
-        When the name is unknown, or the type is not sorted by degree.
+        When the name is unknown, or the type is not sorted by degree or has odd labels.
     """
+    irreps_out = check_irreps(irreps_out, "irreps_out")
     if name == "gate":
         return Gate(irreps_out)
     if name in ("norm", "squash"):
@@ -133,7 +145,7 @@ def _squashed(length: Tensor) -> Tensor:
 
 
 def _scalars_first(irreps: o3.Irreps | str) -> o3.Irreps:
-    irreps = o3.Irreps(irreps)
+    irreps = check_irreps(irreps, "irreps_out")
     degrees = [ir.l for _, ir in irreps]
     if degrees != sorted(degrees):
         raise ValueError(f"irreps_out of a nonlinearity must be sorted by degree, got {irreps}")

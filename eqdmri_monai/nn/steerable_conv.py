@@ -36,7 +36,7 @@ def steerable_basis(l_out: int, l_in: int, lattice: Tensor, limits: Sequence[int
     Returns
     -------
     Tensor, shape (B, 2 l_out + 1, 2 l_in + 1, N)
-        Each filter has unit norm.
+        Each filter has unit norm; those that vanish on the lattice are left out.
 
     Source
     ------
@@ -50,7 +50,9 @@ def steerable_basis(l_out: int, l_in: int, lattice: Tensor, limits: Sequence[int
                 angular = torch.einsum("oji,nj->oin", coupling(J, l_in, l_out).to(sh), sh[:, degree_slice(J)])
                 filters.append(angular * shell)
     basis = torch.stack(filters) if filters else lattice.new_zeros(0, 2 * l_out + 1, 2 * l_in + 1, len(lattice))
-    return basis / basis.flatten(1).norm(dim=1)[:, None, None, None]
+    norm = basis.flatten(1).norm(dim=1)
+    seen = norm > 0  # a lattice that is its centre alone has no directions
+    return basis[seen] / norm[seen][:, None, None, None]
 
 
 class SteerableConv3d(nn.Module):
@@ -70,7 +72,8 @@ class SteerableConv3d(nn.Module):
     Raises
     ------
     ValueError
-        When the irreps have odd labels, the kernel size is even, or there is not one limit for each shell.
+        When the irreps have odd labels, the kernel size is even, there is not one limit for each shell, or no filter
+        leads to an output irrep.
 
     Source
     ------
@@ -107,6 +110,11 @@ class SteerableConv3d(nn.Module):
                 torch.randn(count, mul_o, mul_i) for count, (mul_i, _) in zip(counts, self.irreps_in, strict=True)
             )
             filters = sum(count * mul_i for count, (mul_i, _) in zip(counts, self.irreps_in, strict=True))
+            if mul_o and not filters:  # these features would be 0 at every voxel
+                raise ValueError(
+                    f"irreps_out has {mul_o}x{ir_o}, but no filter of kernel_size {kernel_size} with limits {limits} "
+                    f"leads there from {self.irreps_in}; leave {ir_o} out or enlarge kernel_size"
+                )
             self.scale.append((ir_o.dim / max(filters, 1)) ** 0.5)  # keeps the variance of white noise
         self.bias = nn.Parameter(torch.zeros(self.irreps_out.count("0e")))
         self._kernels = KernelCache()

@@ -58,6 +58,9 @@ def test_gradual_network_commutes_with_the_24_cube_rotations(antipodal):
         torch.testing.assert_close(net(turn_grid(image, R), q @ R.T), turn_grid(logits, R), rtol=0, atol=1e-9)
     order = torch.randperm(len(q))
     torch.testing.assert_close(net(image[:, order], q[order]), logits, rtol=0, atol=1e-9)
+    sign = torch.tensor([1.0, -1.0]).repeat(5)[: len(q), None]
+    change = (net(image, sign * q) - logits).abs().max()
+    assert change < 1e-9 if antipodal else change > 1e-3  # in the paper's form the sign matters
 
 
 def test_voxels_turned_without_q_give_another_answer():
@@ -219,6 +222,28 @@ def test_metadata_of_a_scan_reaches_the_logits(recompute):
     torch.testing.assert_close(gradient, net.p_layers[0].bias.grad)
 
 
+def test_with_recomputation_only_the_input_grows_with_the_number_of_volumes():
+    def saved(net: PQNet, directions: int) -> tuple[int, int]:
+        """Numbers kept for the backward pass, each piece of memory counted once, and numbers of the image."""
+        q, kept = scheme(directions, 1.0), {}
+        image = torch.randn(1, len(q), 8, 8, 8)
+
+        def keep(x: torch.Tensor) -> torch.Tensor:
+            storage = x.untyped_storage()
+            kept[storage.data_ptr()] = storage  # held, so that no other takes its place
+            return x
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+            net(image, q)
+        return sum(s.nbytes() for s in kept.values()) // image.element_size(), image.numel()
+
+    for recompute in (True, False):
+        net = network({"recompute": recompute})
+        (few, image), (many, three_images) = saved(net, 7), saved(net, 23)
+        growth = (many - few) / (three_images - image)
+        assert growth < 1.05 if recompute else growth > 3, growth  # a volume has its q-vector too, 11 numbers in all
+
+
 def test_gradual_options_must_fit():
     with pytest.raises(ValueError, match="must have 1 and 2 entries for 1 pq layers, got 2 and 2"):
         GradualPQNet(["2x0e"], [7, 3])
@@ -253,6 +278,21 @@ def test_gradual_options_must_fit():
 def test_options_that_cannot_be_right_are_refused(options, words):
     with pytest.raises(ValueError, match=words):
         network(options)
+
+
+@pytest.mark.parametrize(
+    ("channels", "kernel_size", "words"),
+    [
+        ([6, 4, 1], 4, "kernel_size must be odd, so that the output is as large as the image, got 4"),
+        ([6, 4, 1], 0, "kernel_size must be odd"),
+        ([6], 3, "channels must be the numbers of the input and of at least one layer"),
+        ([], 3, "channels must be"),
+        ([6, 0, 1], 3, "each 1 or more"),
+    ],
+)
+def test_an_ordinary_network_that_cannot_be_right_is_refused(channels, kernel_size, words):
+    with pytest.raises(ValueError, match=words):
+        PlainCNN(channels, kernel_size=kernel_size)
 
 
 def test_the_state_dict_holds_parameters_alone():

@@ -6,7 +6,7 @@ from rotation import cube_rotations, turn_features, turn_grid
 from eqdmri_monai.networks import SteerableCNN3d, fold_steerable
 from eqdmri_monai.networks.steerable_cnn import ResidualBlock, field_type
 
-FIELDS = [(3, 2, 1, 1), (2, 2, 1)]
+FIELDS = [(3, 2, 1), (2, 2, 1, 1)]  # a 3³ kernel has no filter from 0 to 3
 NETWORKS = [
     {"irreps_out": "1x0e+1x1e+1x2e"},
     {"residual": True, "kernel_size": 3, "in_channels": 2},
@@ -56,11 +56,16 @@ def test_fields_are_irreps():
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"fields": []}, "strides must have one entry"),
+        ({"fields": []}, "fields must name .* of at least one layer"),
+        ({"in_channels": 0}, "in_channels must be 1 or more, got 0"),
         ({"strides": [1]}, "strides must have one entry for each of 2 layers"),
         ({"fields": [(0, 0)]}, "fields must be numbers"),
         ({"fields": [(2, -1)]}, "fields must be numbers"),
         ({"whole": True}, r"end fields with \(n0,\)"),
+        ({"whole": True, "fields": [(4,)], "irreps_out": "1x0e+1x1e"}, "irreps_out must be scalars alone with whole"),
+        ({"whole": True, "fields": [(4,)], "irreps_out": "8x0o"}, "irreps_out must have even labels only"),
+        ({"irreps_out": "1x1o"}, "irreps_out must have even labels only"),
+        ({"fields": [(2, 0, 0, 1)], "kernel_size": 3}, "irreps_out has 1x3e, but no filter of kernel_size 3"),
         ({"limits": [0, 2]}, "limits must have 3 entries"),
         ({"kernel_size": 4}, "kernel_size must be odd"),
     ],

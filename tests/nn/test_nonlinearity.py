@@ -3,7 +3,7 @@ import torch
 from e3nn import nn as e3nn_nn
 from e3nn import o3
 
-from eqdmri_monai.nn import ChannelsFirst, NormNonlinearity, nonlinear_layer, norm_layer
+from eqdmri_monai.nn import ChannelsFirst, NormNonlinearity, TensorProductNonlinearity, nonlinear_layer, norm_layer
 
 IRREPS = o3.Irreps("2x0e+2x1e+1x2e")
 NAMES = ["gate", "norm", "squash", "tensor product"]
@@ -84,5 +84,18 @@ def test_unknown_names_are_refused():
         nonlinear_layer("relu", IRREPS)
     with pytest.raises(ValueError, match='normalization must be "batch", "instance" or none, got'):
         norm_layer("layer", IRREPS)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_types_that_are_unsorted_or_odd_are_refused(name):
     with pytest.raises(ValueError, match="sorted by degree"):
-        nonlinear_layer("norm", "1x1e+1x0e")
+        nonlinear_layer(name, "1x1e+1x0e")
+    for odd in ("1x0e+1x1o", "2x0o"):
+        with pytest.raises(ValueError, match="irreps_out must have even labels only"):
+            nonlinear_layer(name, odd)
+
+
+@pytest.mark.parametrize("layer", [NormNonlinearity, TensorProductNonlinearity])
+def test_layers_by_themselves_refuse_odd_types(layer):
+    with pytest.raises(ValueError, match="irreps_out must have even labels only"):
+        layer("1x0e+1x1o")

@@ -50,6 +50,29 @@ def test_layer_commutes_with_the_24_cube_rotations(irreps_in, irreps_out):
             torch.testing.assert_close(turned, turn_features(y, R, conv.irreps_out), rtol=0, atol=1e-9)
 
 
+@pytest.mark.parametrize(
+    ("irreps_in", "irreps_out", "options", "words"),
+    [
+        ("1x0e", "2x0e+1x3e", {"kernel_size": 3}, "irreps_out has 1x3e, but no filter of kernel_size 3 with limits"),
+        ("1x0e", "1x1e", {"kernel_size": 1}, "irreps_out has 1x1e, but no filter of kernel_size 1"),
+        ("1x0e", "1x2e", {"kernel_size": 1, "limits": (2,)}, "leave 2e out or enlarge kernel_size"),
+        ("1x1e", "1x3e", {"limits": (0, 0, 0)}, r"with limits \(0, 0, 0\) leads there from 1x1e"),
+    ],
+)
+def test_an_output_that_no_filter_reaches_is_refused(irreps_in, irreps_out, options, words):
+    with pytest.raises(ValueError, match=words):
+        SteerableConv3d(irreps_in, irreps_out, **options)
+
+
+def test_a_kernel_of_one_voxel_has_no_directions_whatever_its_limits():
+    lattice, _ = kernel_lattice(1, (1.0, 1.0, 1.0))
+    for l in range(4):
+        assert steerable_basis(l, l, lattice, (2,)).shape == (1, 2 * l + 1, 2 * l + 1, 1)
+    assert steerable_basis(1, 0, lattice, (2,)).shape == (0, 3, 1, 1)
+    conv = SteerableConv3d("2x0e+1x1e", "1x0e+2x1e", kernel_size=1, limits=(2,))
+    assert conv(torch.randn(1, 5, 3, 3, 3)).isfinite().all()
+
+
 def test_white_noise_keeps_its_variance():
     sizes = []
     for seed in range(20):
