@@ -79,27 +79,24 @@ def angular_part(basis, path, p_out, p_in, q_out, q_in) -> torch.Tensor:
 
 
 def literal_kernel(conv: PQConv, p_out, p_in, q_out, q_in) -> torch.Tensor:
-    """Eq. 47 with the filters of eq. 23-26, one number at a time: shape (irreps_out.dim, irreps_in.dim)."""
+    """Eq. 47 with the filters of eq. 23-26, one after another: shape (irreps_out.dim, irreps_in.dim)."""
     kernel = torch.zeros(conv.irreps_out.dim, conv.irreps_in.dim)
     for filters in [*conv.filters, *conv.differences]:
         basis, weights = filters.basis, iter(filters.learned.weights)
-        radial_p = cosines((p_out - p_in).norm(), NUM_P, RADIUS) if basis.over_p else [1.0]
-        radial_out = gaussians(q_out.norm(), NUM_Q_OUT, Q_MAX) if basis.over_q else [1.0]
-        radial_in = gaussians(q_in.norm(), NUM_Q_IN, Q_MAX) if basis.over_q else [1.0]
-        for i_o, (rows, (mul_o, ir_o)) in enumerate(zip(conv.irreps_out.slices(), conv.irreps_out, strict=True)):
-            for columns, (mul_i, ir_i) in zip(conv.irreps_in.slices(), conv.irreps_in, strict=True):
+        radial_p = cosines((p_out - p_in).norm(), NUM_P, RADIUS) if basis.over_p else [1]
+        radial_out = gaussians(q_out.norm(), NUM_Q_OUT, Q_MAX) if basis.over_q else [1]
+        radial_in = gaussians(q_in.norm(), NUM_Q_IN, Q_MAX) if basis.over_q else [1]
+        for i_o, (rows, (_, ir_o)) in enumerate(zip(conv.irreps_out.slices(), conv.irreps_out, strict=True)):
+            for columns, (_, ir_i) in zip(conv.irreps_in.slices(), conv.irreps_in, strict=True):
                 weight = filters.scale[i_o] * next(weights).detach()
                 for f, path in enumerate(basis.paths(ir_o.l, ir_i.l)):
                     angular = angular_part(basis, path, p_out, p_in, q_out, q_in)
-                    units = torch.eye(ir_i.dim)
-                    mapped = [tensor_product(path[0], angular, ir_i.l, unit, ir_o.l) for unit in units]
-                    for (k1, r1), (k2, r2), (k3, r3) in itertools.product(
-                        enumerate(radial_p), enumerate(radial_out), enumerate(radial_in)
-                    ):
-                        for c_o, c_i in itertools.product(range(mul_o), range(mul_i)):
-                            o, i = rows.start + c_o * ir_o.dim, columns.start + c_i * ir_i.dim
-                            block = weight[f, k1, k2, k3, c_o, c_i] * r1 * r2 * r3 * torch.stack(mapped, dim=1)
-                            kernel[o : o + ir_o.dim, i : i + ir_i.dim] += block
+                    mapped = [tensor_product(path[0], angular, ir_i.l, unit, ir_o.l) for unit in torch.eye(ir_i.dim)]
+                    coefficients = sum(  # of all copies out and in
+                        weight[f, k1, k2, k3] * radial_p[k1] * radial_out[k2] * radial_in[k3]
+                        for k1, k2, k3 in itertools.product(*(range(n) for n in weight.shape[1:4]))
+                    )
+                    kernel[rows, columns] += torch.kron(coefficients, torch.stack(mapped, dim=1))
     return kernel
 
 
@@ -223,6 +220,20 @@ def test_maps_and_q_vectors_must_fit():
         conv(torch.randn(1, 2, 4, 3, 3, 3), scheme(3, 1.0))
 
 
-def test_an_empty_list_of_bases_is_refused():
-    with pytest.raises(ValueError, match="at least one filter basis"):
-        PQConv("1x0e", "1x0e", bases=())
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"bases": ()}, "at least one filter basis"),
+        ({"bases": tp1}, "bases must be a list"),
+        ({"bases": (tp1, tp1)}, "bases must not repeat a filter"),
+        ({"radial_p": "sine"}, "radial_p .* must be cosine"),
+        ({"num_radial_p": 0}, "num_radial_p .* must be 1 or more radial functions, got 0"),
+        ({"num_radial_q_in": 0}, "num_radial_q_in must be 1 or more"),
+        ({"num_radial_q_out": -1}, "num_radial_q_out must be 1 or more"),
+        ({"q_max": 0.0}, "q_max, .* must be positive, got 0"),
+        ({"q_max": -1.75, "bases": (pq_diff,)}, "q_max, .* must be positive, got -1.75"),
+    ],
+)
+def test_impossible_options_are_refused(options, words):
+    with pytest.raises(ValueError, match=words):
+        PQConv("1x0e", "1x0e", **options)
