@@ -8,8 +8,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import combinations
-from numbers import Integral
-from typing import Any
 
 import torch
 from e3nn import o3
@@ -184,12 +182,12 @@ def _entries(
 
 
 def _degree(l: int) -> int:
-    if not isinstance(l, Integral) or l < 0:
+    if not isinstance(l, int) or l < 0:
         raise ValueError(f"a degree must be a whole number from 0, got {l!r}")
-    return int(l)
+    return l
 
 
-def _refuse_repeats(basis: FilterBasis | DifferenceBasis, argument: str, form: str, entries: Sequence[Any]) -> None:
+def _refuse_repeats(basis: FilterBasis | DifferenceBasis, argument: str, form: str, entries: Sequence) -> None:
     """Refuse to name a filter twice: a second weight for it would add nothing."""
     repeated = [entry for i, entry in enumerate(entries) if entry in entries[:i]]
     if repeated:

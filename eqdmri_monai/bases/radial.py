@@ -78,7 +78,7 @@ class Gaussian(nn.Module):
 def _set_bumps(module: nn.Module, num: int, end: float, steps: float, *, learned: bool, names: tuple[str, str]) -> None:
     """Give a module its `num`, `centers` (num,) and `width` (in steps): parameters, or numbers no state dict holds."""
     if num < 1:
-        raise ValueError(f"{names[0]} must be 1 or more radial functions, got {num}")
+        raise ValueError(f"{names[0]} must ask for at least 1 function, got {num}")
     if not end > 0:
         raise ValueError(f"{names[1]}, the centre of the last radial function, must be positive, got {end}")
     module.num, width = num, steps * end / max(num - 1, 1)
@@ -154,6 +154,6 @@ def radial_basis(
     bumps = {"cosine": Cosine, "Gaussian": Gaussian}
     kind, plus, network = name.partition("+") if isinstance(name, str) else (name, "", "")
     if kind not in bumps or (plus and network != "fc"):
-        raise ValueError(f"{names[0]} must be cosine, cosine+fc, Gaussian or Gaussian+fc, got {name!r}")
+        raise ValueError(f"{names[0]}: a radial basis must be cosine, cosine+fc, Gaussian or Gaussian+fc, got {name!r}")
     basis = bumps[kind](num, end, learned=learned, names=names[1:])
     return RadialNetwork(basis) if network else basis

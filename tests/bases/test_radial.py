@@ -48,7 +48,11 @@ def test_one_bump_is_centred_at_zero():
 @pytest.mark.parametrize("kind", [Cosine, Gaussian])
 @pytest.mark.parametrize(
     ("num", "end", "words"),
-    [(0, 1.0, "num must be 1 or more"), (3, 0.0, "end, .* must be positive, got 0"), (3, float("nan"), "got nan")],
+    [
+        (0, 1.0, "num must ask for at least 1 function"),
+        (3, 0.0, "end, .* must be positive, got 0"),
+        (3, float("nan"), "got nan"),
+    ],
 )
 def test_bumps_without_a_number_or_a_reach_are_refused(kind, num, end, words):
     with pytest.raises(ValueError, match=words):
@@ -63,5 +67,5 @@ def test_a_network_without_neurons_is_refused(widths):
 
 @pytest.mark.parametrize("name", ["sine", "cosine+mlp", "gaussian", None])
 def test_unknown_radial_bases_are_refused(name):
-    with pytest.raises(ValueError, match="name must be cosine, cosine"):
+    with pytest.raises(ValueError, match="name: a radial basis must be cosine, cosine"):
         radial_basis(name, 3, 1.0)

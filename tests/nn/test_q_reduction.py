@@ -37,7 +37,8 @@ def test_the_plain_mean_is_the_mean():
 
 
 @pytest.mark.parametrize(
-    ("options", "words"), [({"num_radial": 0}, "num_radial must be 1 or more"), ({"q_max": 0.0}, "q_max, .* positive")]
+    ("options", "words"),
+    [({"num_radial": 0}, "num_radial must ask for at least 1 function"), ({"q_max": 0.0}, "q_max, .* positive")],
 )
 def test_impossible_pools_are_refused(options, words):
     with pytest.raises(ValueError, match=words):
