@@ -30,7 +30,7 @@ def harmonics(lmax: int, vector: Tensor) -> Tensor:
 
     Source
     ------
-    Müller et al., eq. 18 and 19; the value at zero is e3nn's.
+    Müller et al., eq. 18, 19 and 20, which differ in the vector only; the value at zero is e3nn's.
     """
     length = vector.norm(dim=-1, keepdim=True)
     unit = torch.where(length > ZERO_OFFSET, vector / length.clamp(min=ZERO_OFFSET), torch.zeros_like(vector))

@@ -13,20 +13,27 @@ class Cosine(nn.Module):
     Parameters
     ----------
     num : int
-        Number of functions; the centres are evenly spaced.
+        Number of functions, their centres evenly spaced from 0 to `end`; a single one has centre 0 and s = `end`.
     end : float
-        The last centre; the first is 0 (where num is 1, the only one).
+        The last centre.
     learned : bool
         Train the centres and the step.
+    names : pair of str
+        What messages call `num` and `end`: the arguments of a layer that makes its own basis.
+
+    Raises
+    ------
+    ValueError
+        When num < 1 or end is not positive.
 
     Source
     ------
     Müller et al., eq. 38, with γ = 1/s.
     """
 
-    def __init__(self, num: int, end: float, *, learned: bool = False):
+    def __init__(self, num: int, end: float, *, learned: bool = False, names: tuple[str, str] = ("num", "end")):
         super().__init__()
-        _set_bumps(self, num, end, end / max(num - 1, 1), learned=learned)
+        _set_bumps(self, num, end, 1.0, learned=learned, names=names)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the values at lengths x, shape (..., num)."""
@@ -40,29 +47,41 @@ class Gaussian(nn.Module):
     Parameters
     ----------
     num : int
-        Number of functions; the centres are evenly spaced.
+        Number of functions, their centres evenly spaced from 0 to `end`; a single one has its centre at 0.
     end : float
-        The last centre; the first is 0 (where num is 1, the only one).
+        The last centre.
     learned : bool
         Train the centres and σ.
+    names : pair of str
+        As in `Cosine`.
+
+    Raises
+    ------
+    ValueError
+        When num < 1 or end is not positive.
 
     Source
     ------
-    Müller et al., eq. 37; σ is 0.8/√2 of the spacing, as in their experiments.
+    Müller et al., eq. 37. The paper leaves σ open; 0.8/√2 of the step between centres is what the authors' code takes.
+    A single function counts `end` as its step.
     """
 
-    def __init__(self, num: int, end: float, *, learned: bool = False):
+    def __init__(self, num: int, end: float, *, learned: bool = False, names: tuple[str, str] = ("num", "end")):
         super().__init__()
-        _set_bumps(self, num, end, 0.8 / math.sqrt(2) * end / max(num - 1, 1), learned=learned)
+        _set_bumps(self, num, end, 0.8 / math.sqrt(2), learned=learned, names=names)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the values at lengths x, shape (..., num)."""
         return torch.exp(-0.5 * ((x[..., None] - self.centers) / self.width) ** 2)
 
 
-def _set_bumps(module: nn.Module, num: int, end: float, width: float, *, learned: bool) -> None:
-    """Give a module its `num`, `centers` (num,) and `width`: parameters, or numbers that no state dict holds."""
-    module.num = num
+def _set_bumps(module: nn.Module, num: int, end: float, steps: float, *, learned: bool, names: tuple[str, str]) -> None:
+    """Give a module its `num`, `centers` (num,) and `width` (in steps): parameters, or numbers no state dict holds."""
+    if num < 1:
+        raise ValueError(f"{names[0]} must ask for at least 1 function, got {num}")
+    if not end > 0:
+        raise ValueError(f"{names[1]}, the centre of the last radial function, must be positive, got {end}")
+    module.num, width = num, steps * end / max(num - 1, 1)
     for name, value in {"centers": torch.linspace(0, end, num), "width": torch.tensor(width)}.items():
         if learned:
             module.register_parameter(name, nn.Parameter(value))
@@ -80,14 +99,21 @@ class RadialNetwork(nn.Module):
     widths : sequence of int
         Neurons of each layer; the last one is the number of radial functions.
 
+    Raises
+    ------
+    ValueError
+        When there is no layer, or one without neurons.
+
     Source
     ------
-    Müller et al., eq. 39 and 4.2, with e3nn's variance-preserving `FullyConnectedNet` and SiLU. Without biases, lengths
-    beyond the reach of the basis keep the value 0.
+    Müller et al., eq. 39, and section 4.2 for the widths, with e3nn's variance-preserving `FullyConnectedNet` and SiLU.
+    Without biases, lengths beyond the reach of the basis keep the value 0.
     """
 
     def __init__(self, basis: nn.Module, widths: tuple[int, ...] = (50, 50, 50)):
         super().__init__()
+        if not widths or min(widths) < 1:
+            raise ValueError(f"widths must be one or more positive numbers of neurons, got {tuple(widths)}")
         self.basis = basis
         self.layers = FullyConnectedNet([basis.num, *widths], torch.nn.functional.silu)
         self.num = widths[-1]
@@ -97,34 +123,37 @@ class RadialNetwork(nn.Module):
         return self.layers(self.basis(x))
 
 
-def radial_basis(name: str, num: int, end: float, *, learned: bool = False) -> nn.Module:
+def radial_basis(
+    name: str, num: int, end: float, *, learned: bool = False, names: tuple[str, str, str] = ("name", "num", "end")
+) -> nn.Module:
     """Return the radial basis that the paper's Table 2 calls `name`.
 
     Parameters
     ----------
     name : str
-        "cosine", "Gaussian", or either with "+fc" for a fully connected network on top.
+        "cosine", "Gaussian", or either with "+fc" for a `RadialNetwork` on top. Its three layers have the paper's 50
+        neurons, so that a name says all: it gives 50 functions whatever `num` is. For others, make one yourself.
     num : int
-        Number of bumps; with "+fc" the number of radial functions is 50.
+        Number of bumps.
     end : float
         Centre of the last bump.
     learned : bool
         Train the bumps' centres and width.
+    names : three str
+        What messages call `name`, `num` and `end`: the arguments of a layer that makes its own basis.
 
     Raises
     ------
     ValueError
         When the name is unknown, num < 1 or end is not positive.
+
+    Source
+    ------
+    Müller et al., section 4.2.
     """
     bumps = {"cosine": Cosine, "Gaussian": Gaussian}
-    kind, plus, network = name.partition("+")
+    kind, plus, network = name.partition("+") if isinstance(name, str) else (name, "", "")
     if kind not in bumps or (plus and network != "fc"):
-        raise ValueError(f"radial basis must be cosine, cosine+fc, Gaussian or Gaussian+fc, got {name!r}")
-    if num < 1:
-        raise ValueError(f"a radial basis needs at least 1 function (num_radial...), got {num}")
-    if end <= 0:
-        raise ValueError(
-            f"the last centre of a radial basis (q_max, or the kernel's radius) must be positive, got {end}"
-        )
-    basis = bumps[kind](num, end, learned=learned)
+        raise ValueError(f"{names[0]}: a radial basis must be cosine, cosine+fc, Gaussian or Gaussian+fc, got {name!r}")
+    basis = bumps[kind](num, end, learned=learned, names=names[1:])
     return RadialNetwork(basis) if network else basis

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from eqdmri_monai.bases.angular import degree_slice, harmonics
 from eqdmri_monai.bases.filters import DifferenceBasis, FilterBasis, angular_tensor, filter_coupling
-from eqdmri_monai.bases.radial import RadialNetwork, radial_basis
+from eqdmri_monai.bases.radial import Gaussian, RadialNetwork, radial_basis
 
 # Mean square of the outputs of an untrained `RadialNetwork` over that of its inputs (mean of 200 seeds).
 NETWORK_POWER = 0.65
@@ -15,7 +15,9 @@ NETWORK_POWER = 0.65
 class RadialWeights(nn.Module):
     r"""Learned coefficients times radial functions, :math:`\sum_k W_k R_p(|Δp|) R_q(|q_{out}|) R_q(|q_{in}|)`.
 
-    One tensor for each pair of an output and an input irrep, holding all paths between them.
+    One tensor for each pair of an output and an input irrep, holding all paths between them. Functions over q-lengths
+    are plain Gaussians whatever `radial_p` is, as in the paper: a scheme has few q-lengths (b0 and its shells), and on
+    no more lengths than Gaussians their coefficients alone already make every function.
 
     Parameters
     ----------
@@ -24,17 +26,22 @@ class RadialWeights(nn.Module):
     radius : float
         Length of the longest offset along an axis; the last radial centre.
     radial_p : str
-        See `radial_basis`.
+        See `radial_basis`; "+fc" gives 50 functions over |Δp|.
     num_radial_p, num_radial_q_out, num_radial_q_in : int
-        Number of radial functions.
+        Number of bumps.
     q_max : float
         Centre of the last radial function of q-length.
     learn_radial : bool
         Train the centres and widths of all radial functions.
 
+    Raises
+    ------
+    ValueError
+        When `radial_p` is unknown, a number is below 1, or radius or `q_max` is not positive.
+
     Source
     ------
-    Müller et al., eq. 14-17 and 47.
+    Müller et al., eq. 14-17 and 47, and section 4.2.
     """
 
     def __init__(
@@ -53,10 +60,13 @@ class RadialWeights(nn.Module):
     ):
         super().__init__()
         over_p, over_q = basis.over_p, basis.over_q
-        self.radial_p = radial_basis(radial_p, num_radial_p, radius, learned=learn_radial) if over_p else None
+        names_p = "radial_p (in p layers radial)", "num_radial_p (in p layers num_radial)", "radius"
+        self.radial_p = (
+            radial_basis(radial_p, num_radial_p, radius, learned=learn_radial, names=names_p) if over_p else None
+        )
         self.radial_q_out, self.radial_q_in = (
-            radial_basis("Gaussian", num, q_max, learned=learn_radial) if over_q else None
-            for num in (num_radial_q_out, num_radial_q_in)
+            Gaussian(num, q_max, learned=learn_radial, names=(name, "q_max")) if over_q else None
+            for name, num in (("num_radial_q_out", num_radial_q_out), ("num_radial_q_in", num_radial_q_in))
         )
         num = [r.num if r is not None else 1 for r in (self.radial_p, self.radial_q_out, self.radial_q_in)]
         self.weights = nn.ParameterList(
@@ -112,7 +122,7 @@ class ProductFilters(nn.Module):
 
     Source
     ------
-    Müller et al., eq. 26 and 47.
+    Müller et al., eq. 23, 24, 26 and 47.
     """
 
     def __init__(
@@ -192,7 +202,7 @@ class DifferenceFilters(nn.Module):
     lattice : Tensor, shape (N, 3)
         The offsets of a kernel, for which weights are scaled.
     radius, q_max : float
-        Units of Δp and q in the difference: the kernel's radius and the longest q.
+        Units of Δp and q in the difference: the kernel's radius and the longest q-length that the layer is made for.
     noise_gain, smooth_share : float
         As in `ProductFilters`.
     **radial
@@ -200,7 +210,7 @@ class DifferenceFilters(nn.Module):
 
     Source
     ------
-    Müller et al., eq. 25.
+    Müller et al., eq. 20, 25 and 47; the units are ours, the paper names none.
     """
 
     def __init__(

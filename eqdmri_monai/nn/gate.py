@@ -37,7 +37,7 @@ class Gate(nn.Module):
 
     Source
     ------
-    Weiler et al. 2018, section 4.3; Müller et al., B.2. The channels-first twin of `e3nn.nn.Gate`.
+    Weiler et al. 2018, section 3.4; Müller et al., section 4.2 and B.2. The channels-first twin of `e3nn.nn.Gate`.
     """
 
     def __init__(self, irreps_out: o3.Irreps | str):

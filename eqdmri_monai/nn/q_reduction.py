@@ -4,7 +4,7 @@ import torch
 from e3nn import o3
 from torch import Tensor, nn
 
-from eqdmri_monai.bases.radial import radial_basis
+from eqdmri_monai.bases.radial import Gaussian
 from eqdmri_monai.gradients import QSampling
 
 
@@ -24,6 +24,11 @@ class QLengthPool(nn.Module):
     learn_radial : bool
         Train the centres and the width of the Gaussians.
 
+    Raises
+    ------
+    ValueError
+        When num_radial < 1 or q_max is not positive.
+
     Source
     ------
     Müller et al., section 4.2, "late".
@@ -34,7 +39,7 @@ class QLengthPool(nn.Module):
     ):
         super().__init__()
         self.irreps_in = self.irreps_out = o3.Irreps(irreps)
-        self.radial = radial_basis("Gaussian", num_radial, q_max, learned=learn_radial)
+        self.radial = Gaussian(num_radial, q_max, learned=learn_radial, names=("num_radial", "q_max"))
         self.weight = nn.Parameter(torch.randn(num_radial, self.irreps_in.num_irreps))
         repeats = torch.tensor([ir.dim for mul, ir in self.irreps_in for _ in range(mul)])
         self.register_buffer("repeats", repeats, persistent=False)
@@ -60,7 +65,12 @@ class QLengthPool(nn.Module):
 
 
 class QMean(nn.Module):
-    r"""Late q-reduction by the plain mean, :math:`y(p) = \frac{1}{Q} \sum_q x(p, q)`: no coefficients to learn."""
+    r"""Late q-reduction by the plain mean, :math:`y(p) = \frac{1}{Q} \sum_q x(p, q)`: no coefficients to learn.
+
+    Source
+    ------
+    Ours, to compare `QLengthPool` with; Müller et al., section 4.2, weight by q-length.
+    """
 
     def coefficients(self, sampling: QSampling) -> Tensor:
         """Return what every volume is multiplied with, shape (1, Q)."""

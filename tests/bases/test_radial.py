@@ -1,8 +1,7 @@
 import pytest
 import torch
 
-from eqdmri_monai.bases import Cosine, Gaussian, RadialNetwork
-from eqdmri_monai.bases.radial import radial_basis
+from eqdmri_monai.bases import Cosine, Gaussian, RadialNetwork, radial_basis
 
 
 def test_cosine_bumps_are_one_at_their_centre_and_zero_a_step_away():
@@ -46,15 +45,27 @@ def test_one_bump_is_centred_at_zero():
     assert Gaussian(1, 2.0)(torch.zeros(1)).item() == Cosine(1, 2.0)(torch.zeros(1)).item() == 1.0
 
 
-def test_a_negative_end_is_refused():
-    with pytest.raises(ValueError, match="must be positive, got -1"):
-        radial_basis("cosine", 3, -1.0)
-
-
+@pytest.mark.parametrize("kind", [Cosine, Gaussian])
 @pytest.mark.parametrize(
-    ("name", "num", "words"),
-    [("sine", 3, "must be cosine"), ("cosine+mlp", 3, "must be cosine"), ("cosine", 0, "at least 1")],
+    ("num", "end", "words"),
+    [
+        (0, 1.0, "num must ask for at least 1 function"),
+        (3, 0.0, "end, .* must be positive, got 0"),
+        (3, float("nan"), "got nan"),
+    ],
 )
-def test_unknown_radial_bases_are_refused(name, num, words):
+def test_bumps_without_a_number_or_a_reach_are_refused(kind, num, end, words):
     with pytest.raises(ValueError, match=words):
-        radial_basis(name, num, 1.0)
+        kind(num, end)
+
+
+@pytest.mark.parametrize("widths", [(), (50, 0)])
+def test_a_network_without_neurons_is_refused(widths):
+    with pytest.raises(ValueError, match="widths must be one or more positive numbers of neurons"):
+        RadialNetwork(Cosine(3, 2.0), widths)
+
+
+@pytest.mark.parametrize("name", ["sine", "cosine+mlp", "gaussian", None])
+def test_unknown_radial_bases_are_refused(name):
+    with pytest.raises(ValueError, match="name: a radial basis must be cosine, cosine"):
+        radial_basis(name, 3, 1.0)

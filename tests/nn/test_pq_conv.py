@@ -1,9 +1,12 @@
+import itertools
+import math
+
 import pytest
 import torch
 from e3nn import o3
 from rotation import cube_rotations, scheme, turn_features
 
-from eqdmri_monai.bases import p_space, pq_diff, q_space, tp, tp1, tp_vec
+from eqdmri_monai.bases import DifferenceBasis, FilterBasis, p_space, pq_diff, q_space, tp, tp1, tp_vec
 from eqdmri_monai.nn import PQConv
 from eqdmri_monai.nn.linear import Linear
 
@@ -11,7 +14,7 @@ CASES = [
     ("1x0e", "2x0e+1x1e+1x2e", (tp1,)),
     ("1x0e+2x1e", "1x0e+1x1e", (tp1,)),
     ("1x0e+1x1e+1x2e", "1x0e+1x1e", (p_space, q_space, tp(0))),
-    ("2x0e", "1x0e+1x3e", (tp(2), tp_vec)),
+    ("2x0e", "1x0e+1x3e", (tp(2), FilterBasis("far", products=[(0, 3, 3), (3, 0, 3)]))),
     ("1x0e", "1x0e", (p_space,)),
     ("1x0e", "2x0e+1x1e+1x2e", (pq_diff,)),
     ("1x0e+1x1e", "1x0e+1x1e", (pq_diff, p_space, q_space)),
@@ -36,6 +39,79 @@ def dense(conv: PQConv, x, q_in, q_out, same):
     matrix = sum(c.matrix() for c in conv.self_connections) * (0.5 / conv.num_bases) ** 0.5
     y = y + torch.einsum("oi,qr,birxyz->boqxyz", matrix, same, x)
     return y + conv.scalar_bias()[:, None, None, None, None]
+
+
+RADIUS, Q_MAX = 5.0, 2.5  # 2 voxels of 2.5 mm in the formulas below
+NUM_P, NUM_Q_OUT, NUM_Q_IN = 4, 3, 2
+
+
+def cosines(x: torch.Tensor, num: int, end: float) -> list[float]:
+    """Eq. 38."""
+    step = end / (num - 1)
+    return [math.cos((x - k * step) / step * math.pi / 2) ** 2 * (abs(x - k * step) <= step) for k in range(num)]
+
+
+def gaussians(x: torch.Tensor, num: int, end: float) -> list[float]:
+    """Eq. 37."""
+    step = end / (num - 1)
+    return [math.exp(-((x - k * step) ** 2) / (2 * (0.8 * step) ** 2 / 2)) for k in range(num)]
+
+
+def harmonic(l: int, v: torch.Tensor) -> torch.Tensor:
+    return o3.spherical_harmonics(l, v, normalize=True, normalization="component")
+
+
+def tensor_product(l1: int, x: torch.Tensor, l2: int, y: torch.Tensor, l: int) -> torch.Tensor:
+    """Eq. 33."""
+    return torch.einsum("abc,a,b->c", o3.wigner_3j(l1, l2, l) * (2 * l + 1) ** 0.5, x, y)
+
+
+def angular_part(basis, path, p_out, p_in, q_out, q_in) -> torch.Tensor:
+    """Eq. 20 (p in units of the kernel's radius, q in units of q_max), or one of 18, 19 and 21."""
+    l, l_p, l_q = path
+    if isinstance(basis, DifferenceBasis):
+        return harmonic(l, (p_out / RADIUS - q_out / Q_MAX) - (p_in / RADIUS - q_in / Q_MAX))
+    if not basis.over_q:
+        return harmonic(l, p_out - p_in)
+    if not basis.over_p:
+        return harmonic(l, q_out - q_in)
+    return tensor_product(l_p, harmonic(l_p, p_out - p_in), l_q, harmonic(l_q, q_out - q_in), l)
+
+
+def literal_kernel(conv: PQConv, p_out, p_in, q_out, q_in) -> torch.Tensor:
+    """Eq. 47 with the filters of eq. 23-26, one after another: shape (irreps_out.dim, irreps_in.dim)."""
+    kernel = torch.zeros(conv.irreps_out.dim, conv.irreps_in.dim)
+    for filters in [*conv.filters, *conv.differences]:
+        basis, weights = filters.basis, iter(filters.learned.weights)
+        radial_p = cosines((p_out - p_in).norm(), NUM_P, RADIUS) if basis.over_p else [1]
+        radial_out = gaussians(q_out.norm(), NUM_Q_OUT, Q_MAX) if basis.over_q else [1]
+        radial_in = gaussians(q_in.norm(), NUM_Q_IN, Q_MAX) if basis.over_q else [1]
+        for i_o, (rows, (_, ir_o)) in enumerate(zip(conv.irreps_out.slices(), conv.irreps_out, strict=True)):
+            for columns, (_, ir_i) in zip(conv.irreps_in.slices(), conv.irreps_in, strict=True):
+                weight = filters.scale[i_o] * next(weights).detach()
+                for f, path in enumerate(basis.paths(ir_o.l, ir_i.l)):
+                    angular = angular_part(basis, path, p_out, p_in, q_out, q_in)
+                    mapped = [tensor_product(path[0], angular, ir_i.l, unit, ir_o.l) for unit in torch.eye(ir_i.dim)]
+                    coefficients = sum(  # of all copies out and in
+                        weight[f, k1, k2, k3] * radial_p[k1] * radial_out[k2] * radial_in[k3]
+                        for k1, k2, k3 in itertools.product(*(range(n) for n in weight.shape[1:4]))
+                    )
+                    kernel[rows, columns] += torch.kron(coefficients, torch.stack(mapped, dim=1))
+    return kernel
+
+
+@pytest.mark.parametrize("bases", [(p_space,), (q_space,), (pq_diff,), (tp1,), (tp_vec,), (p_space, q_space, pq_diff)])
+def test_kernel_is_the_papers_formula(bases):
+    """Sizes of all radial bases differ, so that no length can stand for another."""
+    conv = PQConv(
+        "1x0e+2x1e", "2x0e+1x1e+1x2e", bases=bases, spacing=(1.5, 2.0, 2.5), radial_p="cosine", num_radial_p=NUM_P,
+        num_radial_q_out=NUM_Q_OUT, num_radial_q_in=NUM_Q_IN, q_max=Q_MAX,
+    )  # fmt: skip
+    p_out, p_in, q_out, q_in = 3 * torch.randn(3, 3), torch.randn(3, 3), 1.5 * torch.randn(2, 3), torch.randn(3, 3)
+    kernel = conv.kernel(p_out - p_in, q_out, q_in)
+    for n, q, r in itertools.product(range(3), range(2), range(3)):
+        expected = literal_kernel(conv, p_out[n], p_in[n], q_out[q], q_in[r])
+        torch.testing.assert_close(kernel[n, q, :, r], expected, rtol=0, atol=1e-9)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -144,6 +220,20 @@ def test_maps_and_q_vectors_must_fit():
         conv(torch.randn(1, 2, 4, 3, 3, 3), scheme(3, 1.0))
 
 
-def test_an_empty_list_of_bases_is_refused():
-    with pytest.raises(ValueError, match="at least one filter basis"):
-        PQConv("1x0e", "1x0e", bases=())
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"bases": ()}, "at least one filter basis"),
+        ({"bases": tp1}, "bases must be a list"),
+        ({"bases": (tp1, tp1)}, "bases must not repeat a filter"),
+        ({"radial_p": "sine"}, "radial_p .* a radial basis must be cosine"),
+        ({"num_radial_p": 0}, "num_radial_p .* must ask for at least 1 function, got 0"),
+        ({"num_radial_q_in": 0}, "num_radial_q_in must ask for at least 1 function"),
+        ({"num_radial_q_out": -1}, "num_radial_q_out must ask for at least 1 function"),
+        ({"q_max": 0.0}, "q_max, .* must be positive, got 0"),
+        ({"q_max": -1.75, "bases": (pq_diff,)}, "q_max, .* must be positive, got -1.75"),
+    ],
+)
+def test_impossible_options_are_refused(options, words):
+    with pytest.raises(ValueError, match=words):
+        PQConv("1x0e", "1x0e", **options)

@@ -1,3 +1,4 @@
+import pytest
 import torch
 from e3nn import o3
 from rotation import scheme
@@ -33,3 +34,12 @@ def test_the_plain_mean_is_the_mean():
     q, x = scheme(4, 1.0, 1.5), torch.randn(2, 5, 18, 2, 3, 2)
     torch.testing.assert_close(QMean()(x, q), x.mean(2))
     torch.testing.assert_close(QMean()(x[:, :, :9], q), x[:, :, :9].mean(2))
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [({"num_radial": 0}, "num_radial must ask for at least 1 function"), ({"q_max": 0.0}, "q_max, .* positive")],
+)
+def test_impossible_pools_are_refused(options, words):
+    with pytest.raises(ValueError, match=words):
+        QLengthPool("1x0e", **options)
