@@ -148,6 +148,8 @@ class PConv(nn.Module):
             check_irreps(irreps_in, "irreps_in"),
             check_irreps(irreps_out, "irreps_out"),
         )
+        if not isinstance(basis, FilterBasis):
+            raise ValueError(f"basis must be a FilterBasis such as p_space, got {basis!r}")
         if basis.over_q:
             raise ValueError(f"basis of a p layer must not depend on q, got {basis.name}; use p_space")
         check_paths([basis], self.irreps_in, self.irreps_out)

@@ -132,8 +132,9 @@ class PQConv(nn.Module):
     Raises
     ------
     ValueError
-        When the irreps have odd labels, the list of bases is empty, one of them has no filter between the two types,
-        the kernel size is even, or the radial basis is unknown.
+        When the irreps have odd labels, the list of bases is empty or repeats a filter, one of them has no filter
+        between the two types, the kernel size is even, a spacing or q_max is not positive, or a radial basis is unknown
+        or has less than one function.
 
     Source
     ------
