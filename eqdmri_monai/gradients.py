@@ -10,8 +10,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from eqdmri_monai.frames import world_to_voxel
-
 B0_THRESHOLD = 50.0  # s/mm²; the value of dipy, nifreeze and qsiprep
 B_UNIT = 1000.0  # s/mm²; a q-vector of length 1
 SHELL_WIDTH = 50.0, 0.05  # b-values of one shell agree within 50 s/mm² or 5 %, whichever is more
@@ -36,8 +34,23 @@ class GradientTable:
     bvals: Tensor
     bvecs: Tensor
 
+    @classmethod
+    def from_rows(cls, rows: Tensor) -> "GradientTable":
+        """Read rows x y z b, shape (Q, 4), as MRtrix writes them."""
+        rows = torch.as_tensor(rows, dtype=torch.float64)
+        return cls(rows[:, 3], rows[:, :3])
+
+    @property
+    def rows(self) -> Tensor:
+        """Rows x y z b, shape (Q, 4), float64: how a table travels with an image."""
+        return torch.cat([self.bvecs, self.bvals[:, None]], dim=1).to(torch.float64)
+
     def __len__(self) -> int:
         return len(self.bvals)
+
+    def __getitem__(self, volumes: Tensor) -> "GradientTable":
+        """Return the table of some volumes (indices or a mask)."""
+        return GradientTable(self.bvals[volumes], self.bvecs[volumes])
 
     @property
     def b0_mask(self) -> Tensor:
@@ -48,18 +61,6 @@ class GradientTable:
     def q(self) -> Tensor:
         """q-vectors in the world frame, shape (Q, 3)."""
         return q_vectors(self.bvals, self.bvecs)
-
-    def q_voxel(self, affine: Tensor) -> Tensor:
-        """q-vectors along the axes of an array with this affine, shape (Q, 3)."""
-        return world_to_voxel(self.q, affine)
-
-    def averaged_b0(self) -> "GradientTable":
-        """Return the table after the b0 volumes were averaged into one, which comes first."""
-        weighted = ~self.b0_mask
-        return GradientTable(
-            torch.cat([self.bvals.new_zeros(1), self.bvals[weighted]]),
-            torch.cat([self.bvecs.new_zeros(1, 3), self.bvecs[weighted]]),
-        )
 
 
 def q_vectors(bvals: Tensor, bvecs: Tensor) -> Tensor:

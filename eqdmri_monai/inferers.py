@@ -16,12 +16,13 @@ from monai.utils import ensure_tuple_rep
 from torch import Tensor, nn
 
 from eqdmri_monai.frames import world_to_voxel
+from eqdmri_monai.gradients import GradientTable
 
 
 class QSlidingWindowInferer(SlidingWindowInferer):
     """MONAI's `SlidingWindowInferer`, handing each window the q-vectors of its own scan, with the result of one pass.
 
-    An explicit q wins; else q is made of ``inputs.meta["q_world"]`` and the current affine.
+    An explicit q wins; else q is made of ``inputs.meta["gradients"]`` and the current affine.
 
     Windows are as few as `roi_size` allows and no larger than their number demands. One that is 0 in every voxel, such
     as air around a brain, is not computed: it gets the network's answer to zeros far from any border, which is one
@@ -116,14 +117,16 @@ class QSlidingWindowInferer(SlidingWindowInferer):
         return summed[:, :-1] / summed[:, -1:]
 
     def _q_of(self, inputs: Tensor) -> Tensor:
-        if not isinstance(inputs, MetaTensor) or "q_world" not in inputs.meta:
+        if not isinstance(inputs, MetaTensor) or "gradients" not in inputs.meta:
             raise ValueError(
-                "the network needs q-vectors: pass q, or an image whose meta holds q_world (LoadGradientsd)"
+                "the network needs q-vectors: pass q, or an image whose meta holds its gradient table (LoadGradientsd)"
             )
-        world = torch.as_tensor(inputs.meta["q_world"])
-        world = world.expand(len(inputs), -1, -1) if world.ndim == 2 else world
+        rows = torch.as_tensor(inputs.meta["gradients"]).cpu()
+        rows = rows.expand(len(inputs), -1, -1) if rows.ndim == 2 else rows
         affine = inputs.affine.expand(len(inputs), -1, -1) if inputs.affine.ndim == 2 else inputs.affine
-        return torch.stack([world_to_voxel(w.cpu(), a.cpu()) for w, a in zip(world, affine, strict=True)])
+        return torch.stack(
+            [world_to_voxel(GradientTable.from_rows(r).q, a.cpu()) for r, a in zip(rows, affine, strict=True)]
+        )
 
 
 def _window(largest: int, size: int, halo: int) -> int:

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import torch
 
-from eqdmri_monai.io import scan_list, written_whole
+from eqdmri_monai.files.scans import scan_list
+from eqdmri_monai.files.writing import written_whole
 
 
 def training_statistics(
@@ -21,7 +22,7 @@ def training_statistics(
     file : path
         JSON; read where it exists.
     datalist : path
-        As in `io.scan_list`; its section "training" is taken.
+        As in `files.scans.scan_list`; its section "training" is taken.
     transform : callable
         Gives ``image`` (Q, X, Y, Z), ``label`` and ``brain_mask`` (1, X, Y, Z), before normalisation.
     trained : bool

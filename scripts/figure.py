@@ -6,7 +6,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
-from eqdmri_monai.io import read_table
+from eqdmri_monai.files.tables import read_table
 from eqdmri_monai.report import picture
 
 
@@ -19,7 +19,7 @@ def main() -> None:
     table = read_table({"image": options.dwi}, dwi.affine, volumes=dwi.shape[3])
     maps = [np.asarray(nib.load(path).dataobj) for path in (options.probability, options.brain, options.lesion)]
     volumes = dwi.get_fdata(dtype=np.float32)
-    picture(options.png, volumes, table.q.numpy(), dwi.affine, maps[0], maps[1], outline=maps[2])
+    picture(options.png, volumes, table, dwi.affine, maps[0], maps[1], outline=maps[2])
 
 
 if __name__ == "__main__":

@@ -16,7 +16,9 @@ from dipy.reconst.dti import TensorModel, fractional_anisotropy, mean_diffusivit
 from dipy.segment.mask import median_otsu
 from scipy import ndimage
 
-from eqdmri_monai.io import output_folder, read_table, write_fsl, write_nifti, written_whole
+from eqdmri_monai.files.nifti import write_nifti
+from eqdmri_monai.files.tables import read_table, write_fsl
+from eqdmri_monai.files.writing import output_folder, written_whole
 from eqdmri_monai.simulate import (
     LesionEffect,
     components,

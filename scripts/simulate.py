@@ -6,7 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from eqdmri_monai.io import output_folder, write_fsl, write_nifti, written_whole
+from eqdmri_monai.files.nifti import write_nifti
+from eqdmri_monai.files.tables import write_fsl
+from eqdmri_monai.files.writing import output_folder, written_whole
 from eqdmri_monai.simulate import make_phantom, single_shell
 
 

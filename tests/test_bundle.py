@@ -21,9 +21,10 @@ from monai.bundle import ConfigWorkflow, verify_metadata
 from monai.transforms import Compose
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from eqdmri_monai.files.nifti import write_nifti
+from eqdmri_monai.files.tables import write_fsl
 from eqdmri_monai.gradients import GradientTable
 from eqdmri_monai.handlers import OwnEpochLength
-from eqdmri_monai.io import write_fsl, write_nifti
 from eqdmri_monai.networks import PQNet
 from eqdmri_monai.simulate import make_phantom, single_shell
 

@@ -3,6 +3,7 @@ import torch
 from e3nn import o3
 from monai.data import MetaTensor
 from rotation import scheme
+from scans import table_from
 
 from eqdmri_monai.inferers import QSlidingWindowInferer, halo_of
 from eqdmri_monai.networks import PlainCNN, PQNet
@@ -51,7 +52,7 @@ def test_each_window_meets_the_q_vectors_of_its_own_scan(sw_batch_size):
 def test_q_vectors_come_from_meta_and_the_current_affine():
     q, affine = scheme(6, 1.0), torch.eye(4)
     affine[:3, :3] = o3.rand_matrix()
-    image = MetaTensor(torch.randn(1, 7, 5, 5, 5), affine=affine, meta={"q_world": q.numpy()})
+    image = MetaTensor(torch.randn(1, 7, 5, 5, 5), affine=affine, meta={"gradients": table_from(q).rows.numpy()})
     out = QSlidingWindowInferer(roi_size=(4, 4, 4), halo=0)(image, Echo())
     value = expected((q @ affine[:3, :3])[None])
     torch.testing.assert_close(out.as_tensor()[0, 0, 0, 0, 0], value[0].to(out.dtype), rtol=0, atol=1e-5)

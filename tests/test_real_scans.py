@@ -10,7 +10,7 @@ from nibabel.processing import resample_from_to
 from scipy import ndimage
 from test_bundle import BUNDLE, run
 
-import eqdmri_monai.transforms
+import eqdmri_monai.transforms.scan
 
 pytestmark = pytest.mark.slow
 SHIPPED = {"spacing": [2.0, 2.0, 2.0], "weights": str(BUNDLE / "models" / "model.pt")}
@@ -58,7 +58,7 @@ def correlations(maps: list[Path]) -> list[float]:
 def test_a_turned_head_gets_the_same_map_in_the_world(data, tmp_path, monkeypatch, capsys):
     scans = [data / "dwi_toshiba12_rotated" / f"{name}.nii.gz" for name in ("ortho", "SAG30", "ALL20")]
     turned = correlations([infer(scan, tmp_path / "turned") for scan in scans])
-    monkeypatch.setattr(eqdmri_monai.transforms, "world_to_voxel", lambda q, affine: q)
+    monkeypatch.setattr(eqdmri_monai.transforms.scan, "world_to_voxel", lambda q, affine: q)
     unturned = correlations([infer(scan, tmp_path / "unturned") for scan in scans])
     with capsys.disabled():
         print(f"\nworld-space correlation with ortho: SAG30 {turned[0]:.3f}, ALL20 {turned[1]:.3f}; ", end="")

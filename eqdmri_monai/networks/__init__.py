@@ -6,7 +6,6 @@ from eqdmri_monai.networks.p_net import PNet
 from eqdmri_monai.networks.plain_cnn import PlainCNN
 from eqdmri_monai.networks.pq_net import PQNet
 from eqdmri_monai.networks.steerable_cnn import SteerableCNN3d
-from eqdmri_monai.networks.weights import load_weights
 
 __all__ = [
     "FoldedNet",
@@ -17,5 +16,4 @@ __all__ = [
     "SteerableCNN3d",
     "fold",
     "fold_steerable",
-    "load_weights",
 ]

@@ -4,7 +4,7 @@ from monai.data import MetaTensor
 from rotation import cube_rotations, scheme, turn_features, turn_grid
 
 from eqdmri_monai.bases import DifferenceBasis, FilterBasis, p_space, pq_diff, q_space, tp1, tp_vec
-from eqdmri_monai.networks import GradualPQNet, PlainCNN, PQNet, load_weights
+from eqdmri_monai.networks import GradualPQNet, PlainCNN, PQNet
 
 SMALL = {"irreps_p": ("4x0e+2x1e", "3x0e+1x1e+1x2e"), "kernel_size": 3, "num_radial_q": 2}
 NETWORKS = [
@@ -319,25 +319,3 @@ def test_a_configured_scheme_stands_in_for_a_missing_one():
 def test_calls_that_cannot_be_right_are_refused(image, q, words):
     with pytest.raises(ValueError, match=words):
         network({})(image, q)
-
-
-def test_weights_are_loaded_from_a_state_dict_and_from_a_checkpoint(tmp_path):
-    net = network({})
-    torch.save(net.state_dict(), tmp_path / "model.pt")
-    torch.save({"network": net.state_dict(), "optimizer": {}}, tmp_path / "checkpoint.pt")
-    for name in ("model.pt", "checkpoint.pt"):
-        other = load_weights(network({}), tmp_path / name)
-        assert all(torch.equal(a, b) for a, b in zip(net.parameters(), other.parameters(), strict=True))
-
-
-def test_weights_that_do_not_fit_are_refused(tmp_path):
-    torch.save(network({}).state_dict(), tmp_path / "model.pt")
-    (tmp_path / "text.pt").write_text("no weights")
-    with pytest.raises(ValueError, match=r"p_layers.4.bias is \(1,\) there and \(3,\) here"):
-        load_weights(network({"irreps_out": "3x0e"}), tmp_path / "model.pt")
-    with pytest.raises(ValueError, match="weights of another network"):
-        load_weights(network({"bases": (tp1, p_space)}), tmp_path / "model.pt")
-    with pytest.raises(ValueError, match="not a file of weights"):
-        load_weights(network({}), tmp_path / "text.pt")
-    with pytest.raises(FileNotFoundError, match="train first"):
-        load_weights(network({}), tmp_path / "none.pt")

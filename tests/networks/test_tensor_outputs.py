@@ -6,7 +6,7 @@ from e3nn import o3
 from rotation import cube_rotations, scheme, turn_grid
 
 from eqdmri_monai.bases import q_space, tp1
-from eqdmri_monai.gradients import GradientTable
+from eqdmri_monai.frames import world_to_voxel
 from eqdmri_monai.networks import PQNet
 from eqdmri_monai.nn import TensorHead
 from eqdmri_monai.nn.cartesian import symmetric_components, symmetric_matrix
@@ -28,7 +28,7 @@ def scan(directions, affine):
     along, across = 1.2e-3 + 0.8e-3 * torch.rand(shape), 0.2e-3 + 0.4e-3 * torch.rand(shape)  # mm²/s
     D = fibre_tensor(fibre.numpy(), along.numpy(), across.numpy())
     image = torch.from_numpy(tensor_signal(D, table.bvals.numpy(), table.bvecs.numpy())).movedim(-1, 0)[None]
-    return image, table.q_voxel(affine), symmetric_components(1000 * torch.from_numpy(D)[None]), fibre
+    return image, world_to_voxel(table.q, affine), symmetric_components(1000 * torch.from_numpy(D)[None]), fibre
 
 
 def test_the_24_right_handed_storage_orders_of_a_scan_have_one_tensor_field_in_the_world():
@@ -39,7 +39,7 @@ def test_the_24_right_handed_storage_orders_of_a_scan_have_one_tensor_field_in_t
     image = torch.randn(1, len(q_world), 3, 4, 5)
 
     def in_world(image, affine):
-        q = GradientTable(1000 * q_world.square().sum(1), torch.nn.functional.normalize(q_world, dim=1)).q_voxel(affine)
+        q = world_to_voxel(q_world, affine)
         return head(net(image, q), affine)
 
     tensors = in_world(image, affine)

@@ -1,0 +1,1 @@
+"""Files in and out. Nothing is imported here: reading a table needs no MONAI."""

@@ -1,0 +1,53 @@
+"""Where the brain is."""
+
+from collections.abc import Hashable, Mapping
+
+import numpy as np
+import torch
+from dipy.segment.mask import median_otsu
+from monai.config import KeysCollection
+from monai.transforms import MapTransform
+
+from eqdmri_monai.transforms.scan import file_of, with_volumes
+
+
+class BrainMaskd(MapTransform):
+    """See that there is a brain mask: the one given, else dipy's `median_otsu` of the b0.
+
+    Parameters
+    ----------
+    keys : keys
+        One image (Q, X, Y, Z) after `AverageB0d`.
+    mask_key : str
+        Where the mask is, or goes.
+    median_radius, numpass : int
+        See `dipy.segment.mask.median_otsu`.
+
+    Raises
+    ------
+    ValueError
+        When the mask is empty.
+    """
+
+    def __init__(self, keys: KeysCollection, mask_key: str = "brain_mask", *, median_radius: int = 2, numpass: int = 2):
+        super().__init__(keys)
+        self.mask_key, self.median_radius, self.numpass = mask_key, median_radius, numpass
+
+    def __call__(self, data: Mapping[Hashable, object]) -> dict[Hashable, object]:
+        """Return data with a mask (1, X, Y, Z), float32, on the image's grid."""
+        d = dict(data)
+        image = d[self.keys[0]]
+        if d.get(self.mask_key) is None:
+            b0 = image[0].numpy().astype(np.float32)
+            _, mask = median_otsu(b0, median_radius=self.median_radius, numpass=self.numpass, finalize_mask=True)
+            d[self.mask_key] = with_volumes(image, torch.from_numpy(mask[None].astype(np.float32)))
+        mask = d[self.mask_key]
+        if mask.shape[1:] != image.shape[1:]:
+            raise ValueError(
+                f"{file_of(mask)}: brain mask {tuple(mask.shape[1:])} for a scan {tuple(image.shape[1:])}; resample it"
+            )
+        d[self.mask_key] = mask = (mask > 0.5).to(torch.float32)
+        if not mask.any():
+            raise ValueError(f"{file_of(mask)}: the brain mask is empty; give one as brain_mask")
+        mask.meta["filename_or_obj"] = file_of(image)  # results are named after the scan
+        return d

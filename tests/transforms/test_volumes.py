@@ -1,0 +1,36 @@
+import pytest
+import torch
+from rotation import scheme
+from scans import image_from
+
+from eqdmri_monai.transforms import AverageB0d, RandSubsampleVolumesd
+from eqdmri_monai.transforms.scan import table_of
+
+
+def test_b0s_are_averaged_into_the_first_volume():
+    q = scheme(6, 1.0)[[1, 0, 2, 0, 3, 4, 5, 6]]
+    x = image_from(q)
+    out = AverageB0d("image")({"image": x})["image"]
+    torch.testing.assert_close(out[0].as_tensor(), x.as_tensor()[[1, 3]].mean(0))
+    torch.testing.assert_close(out[1:].as_tensor(), x.as_tensor()[[0, 2, 4, 5, 6, 7]])
+    torch.testing.assert_close(table_of(out).q, torch.cat([q[1:2], q[[0, 2, 4, 5, 6, 7]]]))
+
+
+def test_a_scan_without_b0_is_refused():
+    with pytest.raises(ValueError, match="at least one b0 is needed"):
+        AverageB0d("image")({"image": image_from(scheme(6, 1.0)[1:])})
+
+
+def test_a_subset_of_volumes_keeps_its_own_q_vectors():
+    q = scheme(12, 1.0)
+    x = image_from(q)
+    x[:] = torch.arange(13.0)[:, None, None, None]
+    transform = RandSubsampleVolumesd("image", minimum=6, maximum=8).set_random_state(seed=3)
+    sizes = set()
+    for _ in range(20):
+        out = transform({"image": x})["image"]
+        which = out[:, 0, 0, 0].as_tensor().long()
+        assert which[0] == 0
+        torch.testing.assert_close(table_of(out).q, q[which])
+        sizes.add(len(which) - 1)
+    assert sizes == {6, 7, 8}
