@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 import torch
 from ignite.engine import Engine
-from monai.bundle import ConfigWorkflow, verify_metadata
-from monai.transforms import Compose
+from monai.bundle import ConfigParser, ConfigWorkflow, verify_metadata
+from monai.transforms import CastToTyped, Compose
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from eqdmri_monai.files.nifti import write_nifti
@@ -200,9 +200,8 @@ def test_cached_scans_are_right_to_a_thousandth_and_no_step_writes_into_them(coh
     workflow = train(cohort, "run", epochs=1)
     dataset = workflow.parser.get_parsed_content("train::dataset")
     parsed = workflow.parser.get_parsed_content
-    exact = Compose(
-        [*parsed("train::deterministic_transforms"), parsed("normalize"), *parsed("train::prepare_crops")[:-1]]
-    )
+    crops = [t for t in parsed("train::prepare_crops") if not isinstance(t, CastToTyped)]
+    exact = Compose([*parsed("scan::read"), *parsed("scan::prepare"), parsed("normalize"), *crops])
     before = copy.deepcopy(dataset._cache)
     for _ in range(5):
         for item, scan in enumerate(dataset.data):
@@ -369,6 +368,13 @@ def test_two_processes_map_what_one_maps(three):
     for name in one:
         if name.endswith(".nii.gz"):
             np.testing.assert_allclose(in_ras(three / "two" / name), in_ras(three / "one" / name), rtol=0, atol=1e-6)
+
+
+def test_training_and_inference_prepare_scans_alike():
+    train, inference = (ConfigParser.load_config_file(CONFIGS / f"{name}.yaml") for name in ("train", "inference"))
+    for key in ("scan", "normalize", "network_def"):
+        assert train[key] == inference[key]
+    assert train["task"]["activate"] == inference["task"]["activate"]
 
 
 def test_configs_have_the_ids_that_monai_looks_for(cohort):
