@@ -21,5 +21,8 @@ def one_line_errors() -> None:
         print(f"error: {name}{error}", file=sys.stderr)
 
     logging.getLogger("ignite").setLevel(logging.CRITICAL)  # it logs every error with a traceback of its own
+    # MONAI's LoadImage tries every reader that it has, and says so of one for DICOM on a GPU.
+    warnings.filterwarnings("ignore", "NvImgCodecPydicomReader")
+    logging.getLogger("monai.data.nvimgcodec_pydicom_plugin").setLevel(logging.ERROR)
     warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
     sys.excepthook = hook

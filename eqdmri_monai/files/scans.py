@@ -8,9 +8,15 @@ PATH_KEYS = ("image", "bval", "bvec", "mrtrix", "brain_mask", "label")
 
 
 def scan_list(
-    dwi: str | None = None, datalist: str | None = None, section: str = "testing", **files: str | None
+    dwi: str | None = None,
+    datalist: str | None = None,
+    section: str = "testing",
+    *,
+    dicom: str | None = None,
+    series: int | None = None,
+    **files: str | None,
 ) -> list[dict]:
-    """List scans for a MONAI data set, from one scan's path or from a JSON file.
+    """List scans for a MONAI data set, from one scan's path, from a JSON file, or from DICOM.
 
     Parameters
     ----------
@@ -21,6 +27,10 @@ def scan_list(
         bval, bvec, mrtrix and brain_mask. Paths are relative to the JSON file.
     section : str
         Which list to take.
+    dicom : path
+        A folder or archive with one diffusion series; or several, and `series` is the number of the one to take. It is
+        converted in a temporary folder that goes when this process ends; see `dicom.dicom_to_scan`.
+    series : int
 
     Returns
     -------
@@ -32,10 +42,18 @@ def scan_list(
     FileNotFoundError
         When a file that is named does not exist.
     ValueError
-        When neither or both of `dwi` and `datalist` are given, or the JSON file has not this form.
+        When not exactly one of `dwi`, `datalist` and `dicom` is given, the JSON file has not this form, or the DICOM
+        files give no scan.
     """
-    if (dwi is None) == (datalist is None):
-        raise ValueError("name either one scan (--dwi scan.nii.gz) or a list of scans (--datalist scans.json)")
+    if (dwi, datalist, dicom).count(None) != 2:
+        raise ValueError(
+            "name one scan (--dwi scan.nii.gz, or --dicom folder), or a list of scans (--datalist scans.json)"
+        )
+    if dicom is not None:
+        from eqdmri_monai.files.dicom import dicom_to_scan, temporary_folder  # needs packages of the extra "dicom"
+
+        masks = {k: str(Path(v).absolute()) for k, v in files.items() if v and k == "brain_mask"}
+        return [dicom_to_scan(dicom, temporary_folder(), series=series) | masks]
     if dwi is not None:
         scans, folder = [{"image": dwi, **{k: v for k, v in files.items() if v}}], Path.cwd()
     else:

@@ -28,5 +28,5 @@ def test_a_bad_datalist_is_refused(tmp_path, text, words):
 
 
 def test_one_scan_or_a_list_must_be_named():
-    with pytest.raises(ValueError, match="name either one scan"):
+    with pytest.raises(ValueError, match="name one scan"):
         scan_list()

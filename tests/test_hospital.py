@@ -1,0 +1,61 @@
+"""The main job from DICOM, and what a hospital's systems ask of a bundle."""
+
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from dicom_series import IDENTITY, write_series
+from monai.bundle import ConfigWorkflow
+
+from eqdmri_monai.files.dicom import dicom_to_scan
+from eqdmri_monai.networks import PQNet
+from eqdmri_monai.simulate import make_phantom, single_shell
+
+BUNDLE = Path(__file__).parents[1] / "bundle"
+NETWORK = {"irreps_pq": ["2x0e+1x1e"], "irreps_p": ["3x0e+1x1e"], "kernel_size": 3}
+SPACING = [6.0, 6.0, 6.0]
+SMALL = {"spacing": SPACING, **{f"network_def#{key}": value for key, value in NETWORK.items()}}
+
+
+@pytest.fixture(autouse=True)
+def _float32():
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.fixture(scope="module")
+def case(tmp_path_factory):
+    """A DICOM series of a phantom, and weights."""
+    folder = tmp_path_factory.mktemp("case")
+    table = single_shell(8, 1000.0, np.random.default_rng(0))
+    phantom = make_phantom(0, table, shape=(24, 28, 20), spacing=(6, 6, 7), lesions=6)
+    dwi = np.round(phantom.dwi / phantom.dwi.max() * 4000).astype(np.int16)
+    write_series(folder / "Doe_Jane", dwi, phantom.affine, table)
+    torch.manual_seed(0)
+    torch.save(PQNet(spacing=SPACING, **NETWORK).state_dict(), folder / "model.pt")
+    return folder
+
+
+def run(case, output_dir, **options) -> ConfigWorkflow:
+    workflow = ConfigWorkflow(
+        config_file=str(BUNDLE / "configs" / "inference.yaml"), logging_file=False, bundle_root=str(BUNDLE),
+        initialize=["$None"], weights=str(case / "model.pt"), output_dir=str(output_dir), **SMALL, **options,
+    )  # fmt: skip
+    workflow.initialize()
+    workflow.run()
+    return workflow
+
+
+def test_dicom_and_nifti_give_the_same_map(case, tmp_path, capfd):
+    (tmp_path / "nifti").mkdir()
+    scan = dicom_to_scan(case / "Doe_Jane", tmp_path / "nifti")
+    run(case, tmp_path / "a", dicom=str(case / "Doe_Jane"))
+    run(case, tmp_path / "b", dwi=scan["image"])
+    for kind in ("probability", "lesion", "brain"):
+        a, b = (nib.load(tmp_path / run / f"series005_{kind}.nii.gz") for run in "ab")
+        np.testing.assert_array_equal(a.dataobj, b.dataobj)
+        np.testing.assert_array_equal(a.affine, nib.load(scan["image"]).affine)
+    said = "".join(capfd.readouterr())
+    written = b"".join(path.read_bytes() for path in (tmp_path / "a").iterdir()) + said.encode()
+    assert not [word for word in IDENTITY if word.encode() in written]
