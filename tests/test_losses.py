@@ -1,9 +1,7 @@
 import pytest
 import torch
-from sklearn.metrics import average_precision_score, roc_auc_score
 
 from eqdmri_monai.losses import MaskedBCELoss
-from eqdmri_monai.metrics import VoxelRanking
 
 
 def target_of(label, mask):
@@ -35,28 +33,3 @@ def test_an_empty_mask_gives_no_loss():
 def test_a_target_without_a_mask_is_refused():
     with pytest.raises(ValueError, match="need a target of 1 labels and a mask"):
         MaskedBCELoss()(torch.zeros(1, 1, 2, 2, 2), torch.zeros(1, 1, 2, 2, 2))
-
-
-@pytest.mark.parametrize(
-    ("score", "function"), [("auc", roc_auc_score), ("average_precision", average_precision_score)]
-)
-def test_scores_pool_the_voxels_of_all_brains(score, function):
-    metric = VoxelRanking(score)
-    pred, label = torch.rand(3, 1, 4, 4, 4), (torch.rand(3, 1, 4, 4, 4) > 0.6).double()
-    mask = (torch.rand(3, 1, 4, 4, 4) > 0.5).double()
-    for item in range(3):
-        metric(y_pred=pred[item : item + 1], y=target_of(label, mask)[item : item + 1])
-    inside = mask > 0.5
-    assert metric.aggregate() == pytest.approx(function(label[inside], pred[inside].float()))
-
-
-def test_a_score_without_lesions_is_not_a_number():
-    metric = VoxelRanking("auc")
-    zeros = torch.zeros(1, 1, 2, 2, 2)
-    metric(y_pred=zeros, y=target_of(zeros, zeros + 1))
-    assert metric.aggregate() != metric.aggregate()
-
-
-def test_unknown_scores_are_refused():
-    with pytest.raises(ValueError, match="score must be auc or average_precision"):
-        VoxelRanking("f1")
