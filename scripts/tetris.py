@@ -9,7 +9,6 @@ Source: Weiler et al. 2018, section 4.1 (100 % and 18 %), after Thomas et al. 20
 """
 
 import argparse
-import itertools
 import json
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 
 from eqdmri_monai.networks import SteerableCNN3d
 from eqdmri_monai.networks.steerable_cnn import GlobalMean
+from eqdmri_monai.symmetry import cube_rotations, turn_grid
 
 # The eight ways to glue four cubes together; the first two are mirror images.
 SHAPES = torch.tensor(
@@ -58,23 +58,6 @@ def blurred(R: Tensor) -> Tensor:
     return (grid / grid.square().mean(1, keepdim=True).sqrt()).reshape(8, 1, *3 * (BLURRED_SIZE,))
 
 
-def cube_rotations() -> list[Tensor]:
-    """Return the 24 rotations of the cube, each (3, 3)."""
-    signed = (
-        torch.diag(torch.tensor(signs))[list(order)]
-        for order in itertools.permutations(range(3))
-        for signs in itertools.product((1.0, -1.0), repeat=3)
-    )
-    return [R for R in signed if torch.linalg.det(R) > 0]
-
-
-def turn(grid: Tensor, R: Tensor) -> Tensor:
-    """Turn the last three axes of an array by a rotation of the cube."""
-    source = R.abs().argmax(dim=1).tolist()
-    turned = grid.permute(0, 1, *(2 + a for a in source))
-    return turned.flip([2 + i for i in range(3) if R[i, source[i]] < 0])
-
-
 def steerable() -> nn.Module:
     """Return a 3D Steerable CNN; mirror images need three layers (vector, axial vector, pseudoscalar)."""
     return SteerableCNN3d(fields=[(6, 4, 3, 0), (8, 4, 3, 0), (16, 0, 0, 0)], irreps_out="8x0e", whole=True)
@@ -107,7 +90,7 @@ def experiment(make, seed: int, steps: int) -> dict[str, float]:
     """Return a network's accuracies; 1/8 is chance."""
     torch.manual_seed(seed)
     network, grid = train(make(), voxels(), steps), voxels()
-    turned = [turn(grid, R) for R in cube_rotations()]
+    turned = [turn_grid(grid, R) for R in cube_rotations()]
     result = {
         "parameters": sum(p.numel() for p in network.parameters()),
         "as trained": accuracy(network, [grid]),

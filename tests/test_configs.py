@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 from monai.bundle import ConfigParser
-from rotation import cube_rotations, scheme, turn_grid
+
+from eqdmri_monai.symmetry import cube_rotations, random_scheme, turn_grid
 
 ROOT = Path(__file__).parents[1]
 TRAIN = ROOT / "bundle" / "configs" / "train.yaml"
@@ -57,7 +58,7 @@ def network(name: str) -> torch.nn.Module:
 
 def smallest_scheme(name: str) -> torch.Tensor:
     """Return b0 and directions, as few as the row's network takes."""
-    return scheme(max([3, *getattr(network(name), "q_counts", [])]), 1.2**0.5)
+    return random_scheme(max([3, *getattr(network(name), "q_counts", [])]), 1.2**0.5)
 
 
 def test_every_row_of_table_2_has_a_file():

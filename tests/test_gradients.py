@@ -2,13 +2,13 @@ import pytest
 import torch
 from dipy.core.gradients import unique_bvals_tolerance
 from e3nn import o3
-from rotation import scheme
 
 from eqdmri_monai.gradients import GradientTable, QSampling, check_table, q_vectors, shells, spread_subset
+from eqdmri_monai.symmetry import random_scheme
 
 
 def table(directions=8, bvals=None):
-    bvecs = scheme(directions, 1.0)
+    bvecs = random_scheme(directions, 1.0)
     bvals = torch.cat([torch.zeros(1), torch.full((directions,), 1000.0)]) if bvals is None else torch.as_tensor(bvals)
     return bvals, bvecs
 
@@ -36,7 +36,7 @@ def test_shells_do_not_depend_on_order():
 
 
 def test_noise_in_b_changes_neither_shells_nor_directions():
-    q = scheme(6, 1.0, 1.6)
+    q = random_scheme(6, 1.0, 1.6)
     noisy = q * (1 + 0.004 * torch.randn(len(q), 1))
     a, b = QSampling.of(q), QSampling.of(noisy)
     assert torch.equal(a.shell, b.shell)
@@ -45,14 +45,14 @@ def test_noise_in_b_changes_neither_shells_nor_directions():
 
 
 def test_weights_average_each_shell_and_then_the_shells():
-    sampling = QSampling.of(torch.cat([torch.zeros(2, 3), scheme(5, 1.0)[1:], scheme(9, 1.6)[1:]]))
+    sampling = QSampling.of(torch.cat([torch.zeros(2, 3), random_scheme(5, 1.0)[1:], random_scheme(9, 1.6)[1:]]))
     per_shell = torch.zeros(3).index_add(0, sampling.shell, sampling.weights())
     torch.testing.assert_close(per_shell, torch.tensor([1.0, 0.5, 0.5]))
 
 
 @pytest.mark.parametrize("count", [1, 2, 7, 20])
 def test_a_spread_subset_does_not_depend_on_rotation_order_or_sign(count):
-    q, R = scheme(20, 1.0, 1.5), o3.rand_matrix()
+    q, R = random_scheme(20, 1.0, 1.5), o3.rand_matrix()
     order, sign = torch.randperm(len(q)), torch.randint(0, 2, (len(q), 1)) * 2.0 - 1
     chosen = spread_subset(q, count)
     assert chosen[0] == 0
@@ -70,7 +70,7 @@ def test_a_rotation_of_an_icosahedron_changes_no_choice_among_equals(dtype):
 
 
 def test_a_spread_subset_is_spread():
-    q = scheme(60, 1.0)
+    q = random_scheme(60, 1.0)
 
     def closest(v):
         return ((v @ v.T).abs() - 2 * torch.eye(len(v))).max()
@@ -80,7 +80,7 @@ def test_a_spread_subset_is_spread():
 
 
 def test_all_of_a_scheme_is_a_subset_of_it():
-    q = scheme(6, 1.0)
+    q = random_scheme(6, 1.0)
     assert sorted(spread_subset(q, 7).tolist()) == list(range(7))
     with pytest.raises(ValueError, match="number of q-vectors, 7, got 8"):
         spread_subset(q, 8)

@@ -1,12 +1,12 @@
 """Training steps of several processes. What they import is imported again in each."""
 
 import torch
-from rotation import scheme
 from torch import distributed, multiprocessing
 from torch.nn.parallel import DistributedDataParallel
 
 from eqdmri_monai.losses import MaskedBCELoss
 from eqdmri_monai.networks import PQNet
+from eqdmri_monai.symmetry import random_scheme
 
 
 def small_net():
@@ -18,7 +18,7 @@ def crops(volumes, brain):
     """Two crops of a scan, q-vectors, and labels with a mask that covers some part of them."""
     image = torch.randn(2, 1 + volumes, 5, 5, 5)
     label, mask = (torch.rand(2, 1, 5, 5, 5) < 0.3).double(), (torch.rand(2, 1, 5, 5, 5) < brain).double()
-    return image, scheme(volumes, 1.0), torch.cat([label, mask], dim=1)
+    return image, random_scheme(volumes, 1.0), torch.cat([label, mask], dim=1)
 
 
 def gradients(net, parts):

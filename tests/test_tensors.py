@@ -7,10 +7,10 @@ from dipy.data import get_fnames
 from dipy.io.gradients import read_bvals_bvecs
 from dipy.reconst import dti
 from e3nn import o3
-from rotation import scheme
 
 from eqdmri_monai.gradients import q_vectors
 from eqdmri_monai.nn.cartesian import symmetric_components, symmetric_matrix
+from eqdmri_monai.symmetry import random_scheme
 from eqdmri_monai.tensors import (
     fit_tensor,
     fractional_anisotropy,
@@ -43,7 +43,7 @@ def test_the_fit_is_dipys(weighted, method):
 
 @pytest.mark.parametrize("directions", [6, 20])
 def test_a_tensor_is_found_in_its_own_signal_and_turns_with_the_q_vectors(directions):
-    q, R = scheme(directions, 1.0), o3.rand_matrix()
+    q, R = random_scheme(directions, 1.0), o3.rand_matrix()
     matrix = torch.randn(1, 4, 5, 2, 3, 3)
     matrix = 0.3 * matrix @ matrix.mT
     tensor = symmetric_components(matrix)
@@ -58,6 +58,6 @@ def test_a_tensor_is_found_in_its_own_signal_and_turns_with_the_q_vectors(direct
 
 
 def test_directions_in_a_plane_are_refused():
-    q = scheme(8, 1.0)
+    q = random_scheme(8, 1.0)
     with pytest.raises(ValueError, match="9 q-vectors do not determine a tensor"):
         fit_tensor(torch.zeros(1, 9, 2, 2, 2), q * torch.tensor([1.0, 1.0, 0.0]))

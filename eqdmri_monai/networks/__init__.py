@@ -2,7 +2,6 @@
 
 from eqdmri_monai.networks.folded import FoldedNet, fold, fold_steerable
 from eqdmri_monai.networks.gradual_pq_net import GradualPQNet
-from eqdmri_monai.networks.p_net import PNet
 from eqdmri_monai.networks.plain_cnn import PlainCNN
 from eqdmri_monai.networks.pq_net import PQNet
 from eqdmri_monai.networks.steerable_cnn import SteerableCNN3d
@@ -10,7 +9,6 @@ from eqdmri_monai.networks.steerable_cnn import SteerableCNN3d
 __all__ = [
     "FoldedNet",
     "GradualPQNet",
-    "PNet",
     "PQNet",
     "PlainCNN",
     "SteerableCNN3d",

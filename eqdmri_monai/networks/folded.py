@@ -11,10 +11,9 @@ from torch import Tensor, nn
 
 from eqdmri_monai.gradients import QSampling, spread_subset
 from eqdmri_monai.networks.gradual_pq_net import GradualPQNet
-from eqdmri_monai.networks.p_net import PNet
 from eqdmri_monai.networks.pq_net import PQNet
 from eqdmri_monai.networks.steerable_cnn import ResidualBlock, SteerableCNN3d
-from eqdmri_monai.nn import ChannelsFirst, Gate, PConv, PQConv
+from eqdmri_monai.nn import ChannelsFirst, Gate, PConv, PQConv, PStack
 from eqdmri_monai.nn.steerable_conv import SteerableConv3d
 
 MIB = 2**20
@@ -217,7 +216,7 @@ def _pq_layer(conv: PQConv, gate: nn.Module, weight: Tensor, coefficients: Tenso
     return PlainPQLayer(convs, [len(part) for part in parts], _gate(gate), coefficients)
 
 
-def _p_layers(net: PNet) -> list[nn.Module]:
+def _p_layers(net: PStack) -> list[nn.Module]:
     layers = []
     for layer in net:
         if isinstance(layer, PConv):

@@ -8,10 +8,10 @@ from torch import Tensor, nn
 
 from eqdmri_monai.bases.filters import DifferenceBasis, FilterBasis, tp1
 from eqdmri_monai.gradients import QSampling, spread_subset
-from eqdmri_monai.networks.p_net import PNet, run
 from eqdmri_monai.networks.pq_net import check_scheme
-from eqdmri_monai.nn import PQConv, nonlinear_layer
-from eqdmri_monai.nn.p_conv import check_irreps, check_irreps_list
+from eqdmri_monai.nn import PQConv, PStack, nonlinear_layer
+from eqdmri_monai.nn.irreps import parse_irreps, parse_irreps_list
+from eqdmri_monai.nn.recompute import run
 
 
 class GradualPQNet(nn.Module):
@@ -75,15 +75,15 @@ class GradualPQNet(nn.Module):
         if sorted(q_counts, reverse=True) != list(q_counts) or min(q_counts, default=1) < 1:
             raise ValueError(f"q_counts must be at least 1 and never rise, got {list(q_counts)}")
         self.q_counts, self.recompute = tuple(q_counts), recompute
-        self.irreps_in, self.irreps_out = check_irreps(irreps_in, "irreps_in"), check_irreps(irreps_out, "irreps_out")
-        irreps_pq, irreps_p = check_irreps_list(irreps_pq, "irreps_pq"), check_irreps_list(irreps_p, "irreps_p")
+        self.irreps_in, self.irreps_out = parse_irreps(irreps_in, "irreps_in"), parse_irreps(irreps_out, "irreps_out")
+        irreps_pq, irreps_p = parse_irreps_list(irreps_pq, "irreps_pq"), parse_irreps_list(irreps_p, "irreps_p")
         common = {"kernel_size": kernel_size, "spacing": spacing, "learn_radial": learn_radial}
         self.pq_convs, self.pq_gates = nn.ModuleList(), nn.ModuleList()
         irreps = self.irreps_in
         radial = [radial_p] * len(irreps_pq) + [radial_p.partition("+")[0]]
         num_out = [*num_radial_q[1:], 1]
         for irreps_hidden, name, n_in, n_out in zip(
-            [*irreps_pq, check_irreps(irreps_reduction, "irreps_reduction")], radial, num_radial_q, num_out, strict=True
+            [*irreps_pq, parse_irreps(irreps_reduction, "irreps_reduction")], radial, num_radial_q, num_out, strict=True
         ):
             act = nonlinear_layer(nonlinearity, irreps_hidden)
             conv = PQConv(
@@ -93,7 +93,7 @@ class GradualPQNet(nn.Module):
             self.pq_convs.append(conv)
             self.pq_gates.append(act)
             irreps = act.irreps_out
-        self.p_layers = PNet(
+        self.p_layers = PStack(
             [irreps, *irreps_p, irreps_out], radial=radial_p, num_radial=num_radial_p, nonlinearity=nonlinearity,
             normalization=normalization, dropout=dropout, recompute=recompute, **common,
         )  # fmt: skip

@@ -7,16 +7,15 @@ from e3nn import o3
 from torch import Tensor, nn
 
 from eqdmri_monai.bases.filters import DifferenceBasis, FilterBasis, tp1
-from eqdmri_monai.networks.p_net import PNet, run
-from eqdmri_monai.nn import PQConv, QLengthPool, QMean, nonlinear_layer
-from eqdmri_monai.nn.p_conv import check_irreps, check_irreps_list
-from eqdmri_monai.nn.streamed_sum import streamed_sum
+from eqdmri_monai.nn import PQConv, PStack, QLengthPool, QMean, nonlinear_layer
+from eqdmri_monai.nn.irreps import parse_irreps, parse_irreps_list
+from eqdmri_monai.nn.recompute import run, streamed_sum
 
 
 class PQNet(nn.Module):
     """Voxelwise prediction from a diffusion scan, equivariant under joint rotations of voxels and q-vectors.
 
-    `PQConv` and a nonlinearity for each entry of `irreps_pq`; `QLengthPool`; a `PNet` through `irreps_p` to
+    `PQConv` and a nonlinearity for each entry of `irreps_pq`; `QLengthPool`; a `PStack` through `irreps_p` to
     `irreps_out`. The last pq layer is computed for a few q_out at a time and summed at once.
 
     Parameters
@@ -46,8 +45,8 @@ class PQNet(nn.Module):
     reduction : str
         "length", a learned function of q-length, or "mean".
     nonlinearity, normalization, dropout
-        As in `PNet`. Normalisation and dropout are in its p layers alone: where q-space is streamed, no layer sees all
-        of it.
+        As in `PStack`. Normalisation and dropout are in the p layers alone: where q-space is streamed, no layer sees
+        all of it.
     antipodal : bool
         Count every volume at q and at -q, so that the sign of a gradient cannot matter.
     q : Tensor, shape (Q, 3)
@@ -100,8 +99,8 @@ class PQNet(nn.Module):
             raise ValueError(f'reduction must be "length" or "mean", got {reduction!r}')
         self.chunk, self.recompute = chunk, recompute
         self.q = None if q is None else torch.as_tensor(q, dtype=torch.get_default_dtype())
-        self.irreps_in, self.irreps_out = check_irreps(irreps_in, "irreps_in"), check_irreps(irreps_out, "irreps_out")
-        irreps_pq, irreps_p = check_irreps_list(irreps_pq, "irreps_pq"), check_irreps_list(irreps_p, "irreps_p")
+        self.irreps_in, self.irreps_out = parse_irreps(irreps_in, "irreps_in"), parse_irreps(irreps_out, "irreps_out")
+        irreps_pq, irreps_p = parse_irreps_list(irreps_pq, "irreps_pq"), parse_irreps_list(irreps_p, "irreps_p")
         common = {"kernel_size": kernel_size, "spacing": spacing, "learn_radial": learn_radial}
         self.pq_convs, self.pq_gates = nn.ModuleList(), nn.ModuleList()
         irreps = self.irreps_in
@@ -116,7 +115,7 @@ class PQNet(nn.Module):
             irreps = act.irreps_out
         pool = QLengthPool(irreps, num_radial=num_radial_reduction, q_max=q_max, learn_radial=learn_radial)
         self.pool = pool if reduction == "length" else QMean()
-        self.p_layers = PNet(
+        self.p_layers = PStack(
             [irreps, *irreps_p, irreps_out], radial=radial_p, num_radial=num_radial_p, nonlinearity=nonlinearity,
             normalization=normalization, dropout=dropout, recompute=recompute, **common,
         )  # fmt: skip

@@ -6,7 +6,7 @@ from e3nn import o3
 from torch import Tensor, nn
 
 from eqdmri_monai.nn import Gate, Linear
-from eqdmri_monai.nn.p_conv import check_irreps
+from eqdmri_monai.nn.irreps import parse_irreps
 from eqdmri_monai.nn.steerable_conv import SteerableConv3d
 
 
@@ -129,7 +129,7 @@ class SteerableCNN3d(nn.Sequential):
                 gate = Gate(hidden)
                 layers += [SteerableConv3d(irreps, gate.irreps_in, stride=stride, **options), gate]
             irreps = hidden
-        irreps_out = check_irreps(irreps_out, "irreps_out")
+        irreps_out = parse_irreps(irreps_out, "irreps_out")
         if whole:
             if irreps.lmax > 0:
                 raise ValueError(f"whole takes the mean of scalars alone; end fields with (n0,), got {irreps}")

@@ -1,16 +1,13 @@
 """Equivariant layers. Feature maps are (B, irreps.dim, Q, X, Y, Z) over p and q, (B, irreps.dim, X, Y, Z) over p."""
 
 from eqdmri_monai.nn.cartesian import CartesianToIrreps, IrrepsToCartesian, TensorHead
+from eqdmri_monai.nn.channels_first import ChannelsFirst
 from eqdmri_monai.nn.gate import Gate
 from eqdmri_monai.nn.linear import Linear
-from eqdmri_monai.nn.nonlinearity import (
-    ChannelsFirst,
-    NormNonlinearity,
-    TensorProductNonlinearity,
-    nonlinear_layer,
-    norm_layer,
-)
+from eqdmri_monai.nn.nonlinearity import NormNonlinearity, TensorProductNonlinearity, nonlinear_layer
+from eqdmri_monai.nn.normalization import norm_layer
 from eqdmri_monai.nn.p_conv import PConv
+from eqdmri_monai.nn.p_stack import PStack
 from eqdmri_monai.nn.pq_conv import PQConv
 from eqdmri_monai.nn.q_reduction import QLengthPool, QMean
 from eqdmri_monai.nn.resample import Downsample, Upsample
@@ -25,6 +22,7 @@ __all__ = [
     "NormNonlinearity",
     "PConv",
     "PQConv",
+    "PStack",
     "QLengthPool",
     "QMean",
     "TensorHead",

@@ -8,6 +8,8 @@ from e3nn import o3
 from e3nn.math import normalize2mom
 from torch import Tensor, nn
 
+from eqdmri_monai.nn.irreps import parse_sorted_irreps
+
 
 @cache
 def unit_moment(function: Callable[[Tensor], Tensor]) -> normalize2mom:
@@ -33,7 +35,7 @@ class Gate(nn.Module):
     Raises
     ------
     ValueError
-        When a scalar follows an l > 0.
+        When the irreps are not sorted by degree, or have odd labels.
 
     Source
     ------
@@ -42,10 +44,7 @@ class Gate(nn.Module):
 
     def __init__(self, irreps_out: o3.Irreps | str):
         super().__init__()
-        self.irreps_out = o3.Irreps(irreps_out)
-        degrees = [ir.l for _, ir in self.irreps_out]
-        if degrees != sorted(degrees):
-            raise ValueError(f"irreps_out of a gate must be sorted by degree, got {self.irreps_out}")
+        self.irreps_out = parse_sorted_irreps(irreps_out, "irreps_out")
         vectors = [(mul, ir) for mul, ir in self.irreps_out if ir.l > 0]
         self.num_scalars = self.irreps_out.count("0e")
         self.num_gates = sum(mul for mul, _ in vectors)

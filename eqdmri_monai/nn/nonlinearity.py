@@ -1,28 +1,13 @@
-"""Nonlinearities other than the gate, and the layers of e3nn that work on feature maps with channels first."""
+"""Nonlinearities other than the gate, and all of them by name."""
 
 import torch
 from e3nn import nn as e3nn_nn
 from e3nn import o3
 from torch import Tensor, nn
 
+from eqdmri_monai.nn.channels_first import ChannelsFirst
 from eqdmri_monai.nn.gate import Gate, unit_moment
-from eqdmri_monai.nn.p_conv import check_irreps
-
-
-class ChannelsFirst(nn.Module):
-    """Apply a module of e3nn, which takes components on the last axis, to feature maps (B, irreps.dim, ...).
-
-    With `e3nn.nn.BatchNorm` and `e3nn.nn.Dropout` this is batch or instance normalisation that keeps equivariance, and
-    dropout of whole copies of an irrep.
-    """
-
-    def __init__(self, module: nn.Module):
-        super().__init__()
-        self.module = module
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the module's values, channels first."""
-        return self.module(x.movedim(1, -1)).movedim(-1, 1)
+from eqdmri_monai.nn.irreps import parse_sorted_irreps
 
 
 class NormNonlinearity(nn.Module):
@@ -49,7 +34,7 @@ class NormNonlinearity(nn.Module):
 
     def __init__(self, irreps_out: o3.Irreps | str, *, squash: bool = False):
         super().__init__()
-        self.irreps_in = self.irreps_out = _scalars_first(irreps_out)
+        self.irreps_in = self.irreps_out = parse_sorted_irreps(irreps_out, "irreps_out")
         self.num_scalars = self.irreps_out.count("0e")
         self.silu = unit_moment(nn.functional.silu)
         rest = o3.Irreps([(mul, ir) for mul, ir in self.irreps_out if ir.l > 0])
@@ -91,7 +76,7 @@ class TensorProductNonlinearity(nn.Module):
 
     def __init__(self, irreps_out: o3.Irreps | str):
         super().__init__()
-        self.irreps_in = self.irreps_out = _scalars_first(irreps_out).simplify()
+        self.irreps_in = self.irreps_out = parse_sorted_irreps(irreps_out, "irreps_out").simplify()
         self.square = ChannelsFirst(o3.TensorSquare(self.irreps_in, self.irreps_out))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -117,7 +102,6 @@ def nonlinear_layer(name: str, irreps_out: o3.Irreps | str) -> nn.Module:
     ValueError
         When the name is unknown, or the type is not sorted by degree or has odd labels.
     """
-    irreps_out = check_irreps(irreps_out, "irreps_out")
     if name == "gate":
         return Gate(irreps_out)
     if name in ("norm", "squash"):
@@ -127,26 +111,5 @@ def nonlinear_layer(name: str, irreps_out: o3.Irreps | str) -> nn.Module:
     raise ValueError(f'nonlinearity must be "gate", "norm", "squash" or "tensor product", got {name!r}')
 
 
-def norm_layer(name: str, irreps: o3.Irreps | str) -> nn.Module:
-    """Return the normalisation called "batch" or "instance": e3nn's, by the mean square of each copy of an irrep.
-
-    Raises
-    ------
-    ValueError
-        When the name is unknown.
-    """
-    if name not in ("batch", "instance"):
-        raise ValueError(f'normalization must be "batch", "instance" or none, got {name!r}')
-    return ChannelsFirst(e3nn_nn.BatchNorm(irreps, instance=name == "instance", normalization="component"))
-
-
 def _squashed(length: Tensor) -> Tensor:
     return length.square() / (1 + length.square())
-
-
-def _scalars_first(irreps: o3.Irreps | str) -> o3.Irreps:
-    irreps = check_irreps(irreps, "irreps_out")
-    degrees = [ir.l for _, ir in irreps]
-    if degrees != sorted(degrees):
-        raise ValueError(f"irreps_out of a nonlinearity must be sorted by degree, got {irreps}")
-    return irreps

@@ -1,8 +1,5 @@
 """Convolution over p-space: an ordinary conv3d whose kernel obeys K(R Δp) = D_out(R) K(Δp) D_in(R)ᵀ."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-
 import torch
 from e3nn import o3
 from torch import Tensor, nn
@@ -10,94 +7,10 @@ from torch import Tensor, nn
 from eqdmri_monai.bases import FilterBasis, p_space
 from eqdmri_monai.bases.filters import check_paths
 from eqdmri_monai.nn.filter_weights import ProductFilters
-from eqdmri_monai.nn.fourier_conv import Transform, fourier_conv, is_faster, spectrum, transform
+from eqdmri_monai.nn.grid_conv import Convolution, kernel_lattice
+from eqdmri_monai.nn.irreps import parse_irreps, scalar_bias
 from eqdmri_monai.nn.kernel_cache import KernelCache
 from eqdmri_monai.nn.linear import Linear
-
-
-def kernel_lattice(kernel_size: int, spacing: tuple[float, float, float]) -> tuple[Tensor, float]:
-    """Return the offsets Δp = p_out - p_in of a kernel's taps, shape (kernel_size³, 3), and the kernel's radius.
-
-    conv3d correlates: tap t reads the input at p_out + t, so its Δp is -t.
-
-    Raises
-    ------
-    ValueError
-        When the kernel size is even or a spacing is not positive.
-    """
-    if kernel_size < 1 or kernel_size % 2 == 0:
-        raise ValueError(f"kernel_size must be odd, so that it has a centre, got {kernel_size}")
-    if len(spacing) != 3 or min(spacing) <= 0:
-        raise ValueError(f"spacing must be three positive lengths, got {tuple(spacing)}")
-    reach = kernel_size // 2
-    taps = torch.arange(-reach, reach + 1, dtype=torch.get_default_dtype())
-    lattice = -torch.cartesian_prod(taps, taps, taps) * torch.tensor(spacing, dtype=taps.dtype)
-    return lattice, max(reach, 1) * max(spacing)
-
-
-def conv3d(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, stride: int = 1) -> Tensor:
-    """Convolve with zeros outside the array, output as large as the input where the stride is 1.
-
-    Few channels make the gradient of the weight slow in the plain memory format (8 to 23 channels, 24³ voxels, one
-    core, fp32: 14.7 ms, in channels-last 7.1 ms). What follows a convolution is faster in the plain format.
-    """
-    if torch.is_grad_enabled():
-        x = x.contiguous(memory_format=torch.channels_last_3d)
-        weight = weight.contiguous(memory_format=torch.channels_last_3d)
-    else:
-        x = x.contiguous()
-    return nn.functional.conv3d(x, weight, bias, stride=stride, padding=weight.shape[-1] // 2).contiguous()
-
-
-@dataclass(frozen=True)
-class Convolution:
-    """Convolution with one weight, as `conv3d` does it or, where that is faster, `fourier_conv`.
-
-    Parameters
-    ----------
-    kernel : Tensor
-        A weight (O, I, k, k, k) or its `spectrum`.
-    transform : Transform or None
-        Into Fourier space; None for `conv3d`.
-    reach : int
-        k // 2.
-    """
-
-    kernel: Tensor
-    transform: Transform | None
-    reach: int
-
-    @classmethod
-    def of(cls, weight: Tensor, size: torch.Size, *, shared: bool = False) -> "Convolution":
-        """Choose the way for arrays of size X, Y, Z; where many share the weight, its spectrum is computed here."""
-        reach = weight.shape[-1] // 2
-        if not is_faster(weight, size):
-            return cls(weight, None, reach)
-        t = transform(*size[:2], weight.shape[-1], weight.dtype, weight.device)
-        return cls(spectrum(weight, t) if shared else weight, t, reach)
-
-    def __call__(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
-        """Return (N, O, X, Y, Z) of x (N, I, X, Y, Z); outside the array x counts as 0."""
-        if self.transform is None:
-            return conv3d(x, self.kernel, bias)
-        y = fourier_conv(x, self.kernel, self.transform, self.reach)
-        return y if bias is None else y.add_(bias[:, None, None, None])
-
-
-def check_irreps_list(irreps: Sequence[o3.Irreps | str], name: str) -> list[o3.Irreps]:
-    """Parse one type for each layer and refuse odd parity, or one type that is in no list."""
-    if isinstance(irreps, (str, o3.Irreps)):
-        raise ValueError(f'{name} must be a list of one type for each layer, such as ["{irreps}"], got {irreps} alone')
-    return [check_irreps(each, name) for each in irreps]
-
-
-def check_irreps(irreps: o3.Irreps | str, name: str) -> o3.Irreps:
-    """Parse irreps and refuse odd parity: this project uses even labels for all of SO(3)."""
-    irreps = o3.Irreps(irreps)
-    odd = [str(ir) for _, ir in irreps if ir.p != 1]
-    if odd:
-        raise ValueError(f"{name} must have even labels only (0e, 1e, 2e: rotations without mirrors), got {irreps}")
-    return irreps
 
 
 class PConv(nn.Module):
@@ -144,10 +57,8 @@ class PConv(nn.Module):
         basis: FilterBasis = p_space,
     ):
         super().__init__()
-        self.irreps_in, self.irreps_out = (
-            check_irreps(irreps_in, "irreps_in"),
-            check_irreps(irreps_out, "irreps_out"),
-        )
+        self.irreps_in = parse_irreps(irreps_in, "irreps_in")
+        self.irreps_out = parse_irreps(irreps_out, "irreps_out")
         if not isinstance(basis, FilterBasis):
             raise ValueError(f"basis must be a FilterBasis such as p_space, got {basis!r}")
         if basis.over_q:
@@ -180,7 +91,7 @@ class PConv(nn.Module):
 
     def scalar_bias(self) -> Tensor:
         """Return the bias on every output component, shape (irreps_out.dim,); zero but for scalars."""
-        return spread_bias(self.bias, self.irreps_out)
+        return scalar_bias(self.bias, self.irreps_out)
 
     def forward(self, x: Tensor) -> Tensor:
         """
@@ -210,13 +121,3 @@ class PConv(nn.Module):
     def _filters(self, offset: Tensor, *, on_lattice: bool) -> Tensor:
         zero = offset.new_zeros(1)
         return self.filters(offset, zero, zero, on_lattice=on_lattice)[0, 0, :, :, 0]  # [o, i, n]
-
-
-def spread_bias(bias: Tensor, irreps: o3.Irreps) -> Tensor:
-    """Place one bias for each scalar on the components of a type, shape (irreps.dim,)."""
-    full, start = bias.new_zeros(irreps.dim), 0
-    for (mul, ir), where in zip(irreps, irreps.slices(), strict=True):
-        if ir.l == 0:
-            full[where] = bias[start : start + mul]
-            start += mul
-    return full

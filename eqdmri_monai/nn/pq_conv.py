@@ -19,9 +19,10 @@ from torch import Tensor, nn
 from eqdmri_monai.bases.angular import harmonics
 from eqdmri_monai.bases.filters import DifferenceBasis, FilterBasis, check_paths, max_lq, tp1
 from eqdmri_monai.nn.filter_weights import DifferenceFilters, ProductFilters
+from eqdmri_monai.nn.grid_conv import Convolution, conv3d, kernel_lattice
+from eqdmri_monai.nn.irreps import parse_irreps, scalar_bias
 from eqdmri_monai.nn.kernel_cache import KernelCache
 from eqdmri_monai.nn.linear import Linear
-from eqdmri_monai.nn.p_conv import Convolution, check_irreps, conv3d, kernel_lattice, spread_bias
 from eqdmri_monai.nn.q_mixing import QMixing
 
 
@@ -158,10 +159,8 @@ class PQConv(nn.Module):
         antipodal: bool = True,
     ):
         super().__init__()
-        self.irreps_in, self.irreps_out = (
-            check_irreps(irreps_in, "irreps_in"),
-            check_irreps(irreps_out, "irreps_out"),
-        )
+        self.irreps_in = parse_irreps(irreps_in, "irreps_in")
+        self.irreps_out = parse_irreps(irreps_out, "irreps_out")
         check_paths(bases, self.irreps_in, self.irreps_out)
         self.kernel_size, self.antipodal, self.num_bases = kernel_size, antipodal, len(bases)
         products = [basis for basis in bases if isinstance(basis, FilterBasis)]
@@ -440,7 +439,7 @@ class PQConv(nn.Module):
 
     def scalar_bias(self) -> Tensor:
         """Return the bias on every output component, shape (irreps_out.dim,); zero but for scalars."""
-        return spread_bias(self.bias, self.irreps_out)
+        return scalar_bias(self.bias, self.irreps_out)
 
     def _dense(self, offset: Tensor, q_out: Tensor, q_in: Tensor) -> Tensor:
         """Kernels of the bases that do not factor, shape (N, Q_out, dim_out, Q_in, dim_in)."""

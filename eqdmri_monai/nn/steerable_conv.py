@@ -7,8 +7,9 @@ from e3nn import o3
 from torch import Tensor, nn
 
 from eqdmri_monai.bases.angular import coupling, degree_slice, harmonics, triangle
+from eqdmri_monai.nn.grid_conv import Convolution, conv3d, kernel_lattice
+from eqdmri_monai.nn.irreps import parse_irreps, scalar_bias
 from eqdmri_monai.nn.kernel_cache import KernelCache
-from eqdmri_monai.nn.p_conv import Convolution, check_irreps, conv3d, kernel_lattice, spread_bias
 
 SIGMA = 0.6  # voxels; width of a shell (Weiler et al. 2018, 3.5.1)
 
@@ -90,10 +91,8 @@ class SteerableConv3d(nn.Module):
         limits: Sequence[int] | None = None,
     ):
         super().__init__()
-        self.irreps_in, self.irreps_out = (
-            check_irreps(irreps_in, "irreps_in"),
-            check_irreps(irreps_out, "irreps_out"),
-        )
+        self.irreps_in = parse_irreps(irreps_in, "irreps_in")
+        self.irreps_out = parse_irreps(irreps_out, "irreps_out")
         self.kernel_size, self.stride = kernel_size, stride
         lattice, _ = kernel_lattice(kernel_size, (1.0, 1.0, 1.0))
         limits = band_limits(kernel_size) if limits is None else tuple(limits)
@@ -136,7 +135,7 @@ class SteerableConv3d(nn.Module):
 
     def scalar_bias(self) -> Tensor:
         """Return the bias on every output component, shape (irreps_out.dim,); zero but for scalars."""
-        return spread_bias(self.bias, self.irreps_out)
+        return scalar_bias(self.bias, self.irreps_out)
 
     def forward(self, x: Tensor) -> Tensor:
         """

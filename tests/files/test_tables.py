@@ -3,18 +3,18 @@ import pytest
 import torch
 from dipy.data import get_fnames
 from dipy.io.gradients import read_bvals_bvecs
-from rotation import scheme
 
 from eqdmri_monai.files.tables import find_sidecars, read_fsl, read_mrtrix, read_table, write_fsl
 from eqdmri_monai.frames import fsl_to_world
 from eqdmri_monai.gradients import GradientTable
+from eqdmri_monai.symmetry import random_scheme
 
 AFFINE = np.diag([-2.0, 2, 2, 1])
 
 
 @pytest.fixture
 def table():
-    bvecs = scheme(7, 1.0)
+    bvecs = random_scheme(7, 1.0)
     return GradientTable(torch.tensor([0.0] + [1000.0] * 7), bvecs)
 
 

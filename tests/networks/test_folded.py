@@ -3,10 +3,10 @@ import sys
 
 import pytest
 import torch
-from rotation import scheme
 
 from eqdmri_monai.bases import p_space, pq_diff
 from eqdmri_monai.networks import GradualPQNet, PQNet, fold
+from eqdmri_monai.symmetry import random_scheme
 
 SMALL = {"kernel_size": 3, "irreps_p": ("4x0e+2x1e+1x2e", "3x0e")}
 NETWORKS = [
@@ -29,7 +29,7 @@ def filled(network: torch.nn.Module) -> torch.nn.Module:
 
 @pytest.mark.parametrize("make", NETWORKS)
 def test_a_folded_network_is_the_same_function(make):
-    network, q = filled(make(**SMALL)), scheme(5, 1.0, 1.4)
+    network, q = filled(make(**SMALL)), random_scheme(5, 1.0, 1.4)
     shape = (network.irreps_in.dim,) if network.irreps_in.dim > 1 else ()
     image = torch.randn(2, *shape, len(q), 4, 5, 6)
     folded = fold(network, q)
@@ -39,7 +39,7 @@ def test_a_folded_network_is_the_same_function(make):
 
 def test_in_single_precision_folding_costs_no_accuracy():
     """Both forms differ from double precision by rounding: 1e-6 to 3e-6 of the largest logit, seen over seeds."""
-    network, q = filled(PQNet()), scheme(12, 1.0)
+    network, q = filled(PQNet()), random_scheme(12, 1.0)
     image = torch.randn(1, len(q), 10, 10, 10)
     exact = network(image, q).detach()
     network, image, q = network.float(), image.float(), q.float()
@@ -49,7 +49,7 @@ def test_in_single_precision_folding_costs_no_accuracy():
 
 
 def test_a_folded_network_runs_without_e3nn(tmp_path):
-    network, q = filled(PQNet(**SMALL)), scheme(5, 1.0)
+    network, q = filled(PQNet(**SMALL)), random_scheme(5, 1.0)
     image = torch.randn(1, len(q), 6, 7, 8)
     size = [torch.export.Dim(axis, min=4, max=512) for axis in "xyz"]
     shapes = {"image": dict(enumerate(size, start=2))}
@@ -68,11 +68,11 @@ def test_a_folded_network_runs_without_e3nn(tmp_path):
 
 
 def test_another_table_is_refused():
-    network, q = PQNet(**SMALL), scheme(5, 1.0)
+    network, q = PQNet(**SMALL), random_scheme(5, 1.0)
     with pytest.raises(ValueError, match="folded for another gradient table"):
         fold(network, q)(torch.zeros(1, len(q), 4, 4, 4), 1.1 * q)
 
 
 def test_what_has_no_plain_form_is_refused():
     with pytest.raises(ValueError, match="a NormNonlinearity cannot be folded"):
-        fold(PQNet(nonlinearity="norm", **SMALL), scheme(5, 1.0))
+        fold(PQNet(nonlinearity="norm", **SMALL), random_scheme(5, 1.0))

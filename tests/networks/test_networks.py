@@ -1,10 +1,10 @@
 import pytest
 import torch
 from monai.data import MetaTensor
-from rotation import cube_rotations, scheme, turn_features, turn_grid
 
 from eqdmri_monai.bases import DifferenceBasis, FilterBasis, p_space, pq_diff, q_space, tp1, tp_vec
 from eqdmri_monai.networks import GradualPQNet, PlainCNN, PQNet
+from eqdmri_monai.symmetry import cube_rotations, random_scheme, turn_features, turn_grid
 
 SMALL = {"irreps_p": ("4x0e+2x1e", "3x0e+1x1e+1x2e"), "kernel_size": 3, "num_radial_q": 2}
 NETWORKS = [
@@ -28,7 +28,7 @@ def network(options) -> PQNet:
 
 @pytest.mark.parametrize("options", NETWORKS)
 def test_network_commutes_with_the_24_cube_rotations(options):
-    net, q = network(options), scheme(5, 1.0, 1.4)
+    net, q = network(options), random_scheme(5, 1.0, 1.4)
     image = torch.randn(1, len(q), 5, 6, 7)
     logits = net(image, q)
     for R in cube_rotations():
@@ -37,7 +37,7 @@ def test_network_commutes_with_the_24_cube_rotations(options):
 
 
 def test_a_network_of_vectors_and_tensors_commutes_with_the_24_cube_rotations():
-    net, q = network({"irreps_in": "1x0e+1x1e+1x2e", "irreps_out": "1x1e+1x2e"}), scheme(4, 1.0)
+    net, q = network({"irreps_in": "1x0e+1x1e+1x2e", "irreps_out": "1x1e+1x2e"}), random_scheme(4, 1.0)
     image = torch.randn(1, 9, len(q), 4, 5, 6)
     logits = net(image, q)
     for R in cube_rotations():
@@ -51,7 +51,7 @@ def test_gradual_network_commutes_with_the_24_cube_rotations(antipodal):
         ["3x0e+1x1e", "2x0e+1x1e"], [6, 4], "3x0e+2x1e", ["2x0e+1x1e"], kernel_size=3, num_radial_q=(2, 2, 2),
         antipodal=antipodal,
     )  # fmt: skip
-    q = scheme(8, 1.0)
+    q = random_scheme(8, 1.0)
     image = torch.randn(1, len(q), 4, 5, 6)
     logits = net(image, q)
     for R in cube_rotations():
@@ -64,7 +64,7 @@ def test_gradual_network_commutes_with_the_24_cube_rotations(antipodal):
 
 
 def test_voxels_turned_without_q_give_another_answer():
-    net, q = network({}), scheme(5, 1.0)
+    net, q = network({}), random_scheme(5, 1.0)
     image = torch.randn(1, len(q), 5, 5, 5)
     R = cube_rotations()[5]
     assert (net(turn_grid(image, R), q) - turn_grid(net(image, q), R)).abs().max() > 0.01
@@ -72,7 +72,7 @@ def test_voxels_turned_without_q_give_another_answer():
 
 def test_the_plain_network_is_not_equivariant():
     """The control: this test's rotations are seen by a network that is not made for them."""
-    net, q = PlainCNN([6, 4, 1], kernel_size=3), scheme(5, 1.0)
+    net, q = PlainCNN([6, 4, 1], kernel_size=3), random_scheme(5, 1.0)
     image = torch.randn(1, 6, 5, 5, 5)
     errors = [(net(turn_grid(image, R), q @ R.T) - turn_grid(net(image, q), R)).abs().max() for R in cube_rotations()]
     assert min(sorted(errors)[1:]) > 0.01
@@ -80,27 +80,27 @@ def test_the_plain_network_is_not_equivariant():
 
 @pytest.mark.parametrize("options", NETWORKS)
 def test_order_of_volumes_does_not_matter(options):
-    net, q = network(options), scheme(5, 1.0, 1.4)
+    net, q = network(options), random_scheme(5, 1.0, 1.4)
     image, order = torch.randn(1, len(q), 4, 4, 4), torch.randperm(len(q))
     torch.testing.assert_close(net(image[:, order], q[order]), net(image, q), rtol=0, atol=1e-9)
 
 
 @pytest.mark.parametrize("options", [NETWORKS[0], *NETWORKS[2:]])
 def test_the_sign_of_a_gradient_does_not_matter(options):
-    net, q = network(options), scheme(5, 1.0, 1.4)
+    net, q = network(options), random_scheme(5, 1.0, 1.4)
     image, sign = torch.randn(1, len(q), 4, 4, 4), torch.randint(0, 2, (len(q), 1)) * 2.0 - 1
     torch.testing.assert_close(net(image, sign * q), net(image, q), rtol=0, atol=1e-9)
 
 
 def test_the_sign_matters_in_the_papers_form():
-    net, q = network({"antipodal": False}), scheme(5, 1.0)
+    net, q = network({"antipodal": False}), random_scheme(5, 1.0)
     image = torch.randn(1, len(q), 4, 4, 4)
     q_flipped = torch.cat([q[:2], -q[2:]])
     assert (net(image, q_flipped) - net(image, q)).abs().max() > 1e-3
 
 
 def test_network_commutes_with_translation_away_from_the_edge():
-    net, q = network({}), scheme(5, 1.0)
+    net, q = network({}), random_scheme(5, 1.0)
     image = torch.zeros(1, len(q), 16, 16, 16)
     image[..., 6:9, 6:9, 6:9] = torch.randn(1, len(q), 3, 3, 3)
     shifted = torch.roll(image, (2, -1, 1), dims=(2, 3, 4))
@@ -111,13 +111,18 @@ def test_network_commutes_with_translation_away_from_the_edge():
 
 def test_any_number_of_volumes_and_shells():
     net = network({})
-    for q in (scheme(6, 1.0), scheme(20, 1.4), scheme(7, 0.8, 1.2, 1.7), scheme(6, 1.0)[1:]):
+    for q in (
+        random_scheme(6, 1.0),
+        random_scheme(20, 1.4),
+        random_scheme(7, 0.8, 1.2, 1.7),
+        random_scheme(6, 1.0)[1:],
+    ):
         assert net(torch.randn(2, len(q), 4, 4, 4), q).shape == (2, 1, 4, 4, 4)
 
 
 @pytest.mark.parametrize("make", [lambda: network({}), lambda: GradualPQNet(["2x0e+1x1e"], [5])])
 def test_noise_in_b_changes_little_and_no_size(make):
-    net, q = make(), scheme(8, 1.0)
+    net, q = make(), random_scheme(8, 1.0)
     image = torch.randn(1, len(q), 4, 4, 4)
     noisy = q * (1 + 0.002 * torch.randn(len(q), 1))
     torch.testing.assert_close(net(image, noisy), net(image, q), rtol=0, atol=0.02)
@@ -132,7 +137,7 @@ def test_noise_in_b_changes_little_and_no_size(make):
     ],
 )
 def test_chunks_and_recomputation_change_nothing(options):
-    net, q = network(options), scheme(7, 1.0, 1.4)
+    net, q = network(options), random_scheme(7, 1.0, 1.4)
     image = torch.randn(1, len(q), 4, 4, 4)
     results = []
     for chunk, recompute in ((1, False), (100, False), (3, True)):
@@ -152,7 +157,7 @@ def test_features_keep_their_size_through_every_layer(directions):
     sizes = []
     for seed in range(6):
         torch.manual_seed(seed)
-        net, q = PQNet(), scheme(directions, 1.0)
+        net, q = PQNet(), random_scheme(directions, 1.0)
         image, rms = torch.randn(1, len(q), 12, 12, 12), []
         hook = lambda *args: rms.append(args[-1].detach().square().mean().sqrt())  # noqa: B023, E731
         for module in (*net.pq_convs, *net.pq_gates, net.pool, *net.p_layers):
@@ -193,7 +198,7 @@ def test_gradual_networks_have_the_papers_number_of_parameters(layers, options, 
 
 
 def test_recomputation_keeps_fewer_numbers_for_the_backward_pass():
-    q = scheme(20, 1.0)
+    q = random_scheme(20, 1.0)
     image, kept = torch.randn(1, len(q), 6, 6, 6), []
     for recompute in (False, True):
         net, numbers = network({"recompute": recompute}), [0]
@@ -210,7 +215,7 @@ def test_recomputation_keeps_fewer_numbers_for_the_backward_pass():
 
 @pytest.mark.parametrize("recompute", [False, True])
 def test_metadata_of_a_scan_reaches_the_logits(recompute):
-    net, q = network({"recompute": recompute}), scheme(7, 1.0)
+    net, q = network({"recompute": recompute}), random_scheme(7, 1.0)
     affine = torch.diag(torch.tensor([2.0, 2.0, 2.0, 1.0]))
     image = torch.randn(1, len(q), 4, 4, 4)
     logits = net(MetaTensor(image, affine=affine), q)
@@ -225,7 +230,7 @@ def test_metadata_of_a_scan_reaches_the_logits(recompute):
 def test_with_recomputation_only_the_input_grows_with_the_number_of_volumes():
     def saved(net: PQNet, directions: int) -> tuple[int, int]:
         """Numbers kept for the backward pass, each piece of memory counted once, and numbers of the image."""
-        q, kept = scheme(directions, 1.0), {}
+        q, kept = random_scheme(directions, 1.0), {}
         image = torch.randn(1, len(q), 8, 8, 8)
 
         def keep(x: torch.Tensor) -> torch.Tensor:
@@ -248,7 +253,7 @@ def test_gradual_options_must_fit():
     with pytest.raises(ValueError, match="must have 1 and 2 entries for 1 pq layers, got 2 and 2"):
         GradualPQNet(["2x0e"], [7, 3])
     with pytest.raises(ValueError, match="q_counts asks for 7 q-vectors but the scan has 5"):
-        GradualPQNet(["2x0e"], [7], "2x0e", [], kernel_size=3)(torch.zeros(1, 5, 3, 3, 3), scheme(4, 1.0))
+        GradualPQNet(["2x0e"], [7], "2x0e", [], kernel_size=3)(torch.zeros(1, 5, 3, 3, 3), random_scheme(4, 1.0))
     for q_counts in ([3, 5], [5, 0]):
         with pytest.raises(ValueError, match="q_counts must be at least 1 and never rise"):
             GradualPQNet(["2x0e", "2x0e"], q_counts, num_radial_q=[3, 2, 2])
@@ -301,7 +306,7 @@ def test_the_state_dict_holds_parameters_alone():
 
 
 def test_a_configured_scheme_stands_in_for_a_missing_one():
-    q = scheme(6, 1.0)
+    q = random_scheme(6, 1.0)
     net = network({"q": q.tolist()})
     image = torch.randn(1, len(q), 4, 4, 4)
     torch.testing.assert_close(net(image), net(image, q))

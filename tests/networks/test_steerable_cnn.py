@@ -1,10 +1,10 @@
 import pytest
 import torch
 from e3nn import o3
-from rotation import cube_rotations, turn_features, turn_grid
 
 from eqdmri_monai.networks import SteerableCNN3d, fold_steerable
 from eqdmri_monai.networks.steerable_cnn import ResidualBlock, field_type
+from eqdmri_monai.symmetry import cube_rotations, turn_features, turn_grid
 
 FIELDS = [(3, 2, 1), (2, 2, 1, 1)]  # a 3³ kernel has no filter from 0 to 3
 NETWORKS = [

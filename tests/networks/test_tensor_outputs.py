@@ -3,7 +3,6 @@
 import numpy as np
 import torch
 from e3nn import o3
-from rotation import cube_rotations, scheme, turn_grid
 
 from eqdmri_monai.bases import q_space, tp1
 from eqdmri_monai.frames import world_to_voxel
@@ -12,6 +11,7 @@ from eqdmri_monai.nn import TensorHead
 from eqdmri_monai.nn.cartesian import symmetric_components, symmetric_matrix
 from eqdmri_monai.simulate import single_shell
 from eqdmri_monai.simulate.signal import fibre_tensor, tensor_signal
+from eqdmri_monai.symmetry import cube_rotations, random_scheme, turn_grid
 
 
 def affine_of(R):
@@ -35,7 +35,7 @@ def test_the_24_right_handed_storage_orders_of_a_scan_have_one_tensor_field_in_t
     net = PQNet(
         ("3x0e+1x1e+2x2e",), ("2x0e+1x1e+1x2e",), "1x0e+1x2e", bases=(tp1, q_space), kernel_size=3, num_radial_q=2
     )
-    head, affine, q_world = TensorHead(), affine_of(o3.rand_matrix()), scheme(6, 1.0)
+    head, affine, q_world = TensorHead(), affine_of(o3.rand_matrix()), random_scheme(6, 1.0)
     image = torch.randn(1, len(q_world), 3, 4, 5)
 
     def in_world(image, affine):
@@ -51,7 +51,7 @@ def test_the_24_right_handed_storage_orders_of_a_scan_have_one_tensor_field_in_t
 
 def test_one_layer_of_tp1_alone_sees_no_tensor_in_a_uniform_signal():
     """Its filters of l = 2 all have l_p > 0, and harmonics of Δp sum to zero over equal voxels; q-space sees it."""
-    q = scheme(20, 1.0)
+    q = random_scheme(20, 1.0)
     signal = torch.exp(-q @ torch.diag(torch.tensor([1.7, 0.3, 0.3])) @ q.T).diagonal()
     image = signal[None, :, None, None, None].expand(1, -1, 5, 5, 5)
     options = {"irreps_out": "1x0e+1x2e", "kernel_size": 3, "num_radial_q": 2}

@@ -5,10 +5,10 @@ import torch
 from dipy.reconst.dti import lower_triangular
 from e3nn import o3
 from e3nn.io import CartesianTensor
-from rotation import cube_rotations, turn_grid
 
 from eqdmri_monai.nn import CartesianToIrreps, Gate, IrrepsToCartesian, PConv, TensorHead
 from eqdmri_monai.nn.cartesian import UPPER, symmetric_components, symmetric_matrix
+from eqdmri_monai.symmetry import cube_rotations, turn_grid
 
 KINDS = [["scalar"], ["vector"], ["symmetric"], ["tensor"], ["tensor", "scalar", "symmetric", "vector", "vector"]]
 SIZE = {"scalar": 1, "vector": 3, "symmetric": 6, "tensor": 9}

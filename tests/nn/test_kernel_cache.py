@@ -1,9 +1,9 @@
 import pytest
 import torch
-from rotation import scheme
 
 from eqdmri_monai.nn import PConv, PQConv
 from eqdmri_monai.nn.kernel_cache import KernelCache
+from eqdmri_monai.symmetry import random_scheme
 
 
 def test_kernels_are_built_once_without_gradients_and_each_time_with_them():
@@ -37,7 +37,7 @@ def test_a_changed_weight_gives_another_kernel(change):
 
 
 def test_another_scheme_gives_other_kernels():
-    conv, q, other = PQConv("1x0e", "1x0e", kernel_size=3), scheme(6, 1.0), scheme(6, 1.4)
+    conv, q, other = PQConv("1x0e", "1x0e", kernel_size=3), random_scheme(6, 1.0), random_scheme(6, 1.4)
     x = torch.randn(1, 1, 7, 3, 3, 3)
     with torch.no_grad():
         for scheme_now in (q, other, q):

@@ -4,10 +4,10 @@ import pytest
 import torch
 from e3nn import o3
 from e3nn.nn.models.v2104.voxel_convolution import Convolution
-from rotation import scheme
 
 from eqdmri_monai.bases import FilterBasis, p_space, pq_diff, q_space, tp, tp1, tp_vec
 from eqdmri_monai.nn import PConv, PQConv
+from eqdmri_monai.symmetry import random_scheme
 
 
 def filters_at(layer: torch.nn.Module, *points: torch.Tensor) -> torch.Tensor:
@@ -49,7 +49,7 @@ BASES = [(p_space,), (q_space,), (tp_vec,), (tp(0),), (tp1,), (tp(2),), (pq_diff
 def test_no_filter_is_a_sum_of_others(bases):
     """For vector inputs, with one radial function each: as many independent filters as weights."""
     layer = PQConv(*TYPES, bases=bases, num_radial_p=1, num_radial_q_in=1, num_radial_q_out=1, radial_p="Gaussian")
-    filters = filters_at(layer, 2 * torch.randn(12, 3), scheme(3, 1.0)[1:], scheme(4, 1.0, 1.5)[1:])
+    filters = filters_at(layer, 2 * torch.randn(12, 3), random_scheme(3, 1.0)[1:], random_scheme(4, 1.0, 1.5)[1:])
     paths = sum(len(basis.paths(a, b)) for basis in bases for a in (0, 1) for b in (0, 1))
     assert len(filters) == paths
     assert torch.linalg.matrix_rank(filters, rtol=1e-9) == paths
@@ -65,7 +65,7 @@ def test_grids_alias_nothing_with_one_radial_function(kernel_size, bases):
         *TYPES, bases=bases, kernel_size=kernel_size, num_radial_p=1, num_radial_q_in=1, num_radial_q_out=1,
         radial_p="Gaussian",
     )  # fmt: skip
-    filters = filters_at(layer, layer.lattice, scheme(3, 1.0)[1:], scheme(4, 1.0, 1.5)[1:])
+    filters = filters_at(layer, layer.lattice, random_scheme(3, 1.0)[1:], random_scheme(4, 1.0, 1.5)[1:])
     assert torch.linalg.matrix_rank(filters, rtol=1e-9) == len(filters)
 
 

@@ -2,9 +2,9 @@ import e3nn.nn
 import pytest
 import torch
 from e3nn import o3
-from rotation import turn_features
 
 from eqdmri_monai.nn import Gate, Linear
+from eqdmri_monai.symmetry import turn_features
 
 
 def test_linear_agrees_with_e3nn():

@@ -3,9 +3,9 @@ import itertools
 import pytest
 import torch
 from e3nn import o3
-from rotation import cube_rotations, turn_features
 
 from eqdmri_monai.nn import PConv
+from eqdmri_monai.symmetry import cube_rotations, turn_features
 
 CASES = [("2x0e+1x1e", "1x0e+2x1e+1x2e"), ("1x2e", "1x0e+1x3e"), ("1x1e+1x0e", "1x1e")]
 

@@ -4,11 +4,11 @@ import math
 import pytest
 import torch
 from e3nn import o3
-from rotation import cube_rotations, scheme, turn_features
 
 from eqdmri_monai.bases import DifferenceBasis, FilterBasis, p_space, pq_diff, q_space, tp, tp1, tp_vec
 from eqdmri_monai.nn import PQConv
 from eqdmri_monai.nn.linear import Linear
+from eqdmri_monai.symmetry import cube_rotations, random_scheme, turn_features
 
 CASES = [
     ("1x0e", "2x0e+1x1e+1x2e", (tp1,)),
@@ -117,7 +117,8 @@ def test_kernel_is_the_papers_formula(bases):
 @pytest.mark.parametrize("case", CASES)
 def test_kernel_commutes_with_any_rotation(case):
     conv, R = layer(case), o3.rand_matrix()
-    offset, q_out, q_in = torch.cat([torch.zeros(1, 3), torch.randn(4, 3)]), scheme(3, 1.0), scheme(4, 1.0, 1.5)
+    offset = torch.cat([torch.zeros(1, 3), torch.randn(4, 3)])
+    q_out, q_in = random_scheme(3, 1.0), random_scheme(4, 1.0, 1.5)
     D_in, D_out = conv.irreps_in.D_from_matrix(R), conv.irreps_out.D_from_matrix(R)
     expected = torch.einsum("oi,nqirj,kj->nqork", D_out, conv.kernel(offset, q_out, q_in), D_in)
     turned = conv.kernel(offset @ R.T, q_out @ R.T, q_in @ R.T)
@@ -126,14 +127,14 @@ def test_kernel_commutes_with_any_rotation(case):
 
 @pytest.mark.parametrize("case", CASES)
 def test_layer_equals_the_dense_convolution(case):
-    conv, q = layer(case, antipodal=False), scheme(4, 1.0, 1.5)
+    conv, q = layer(case, antipodal=False), random_scheme(4, 1.0, 1.5)
     x = torch.randn(2, conv.irreps_in.dim, len(q), 3, 4, 5)
     torch.testing.assert_close(conv(x, q), dense(conv, x, q, q, torch.eye(len(q))), rtol=0, atol=1e-9)
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_antipodal_layer_equals_the_dense_convolution_over_the_closed_set(case):
-    conv, q = layer(case), scheme(4, 1.0, 1.5)
+    conv, q = layer(case), random_scheme(4, 1.0, 1.5)
     x = torch.randn(1, conv.irreps_in.dim, 2 * len(q), 3, 4, 5)
     x[:, :, len(q)] = x[:, :, 0]  # b0 at +0 and at -0
     closed = torch.cat([q, -q])
@@ -143,14 +144,14 @@ def test_antipodal_layer_equals_the_dense_convolution_over_the_closed_set(case):
 
 @pytest.mark.parametrize("case", CASES)
 def test_a_map_given_at_q_alone_counts_at_minus_q_too(case):
-    conv, q = layer(case), scheme(4, 1.0, 1.5)
+    conv, q = layer(case), random_scheme(4, 1.0, 1.5)
     x = torch.randn(1, conv.irreps_in.dim, len(q), 3, 4, 5)
     torch.testing.assert_close(conv(x, q), conv(torch.cat([x, x], dim=2), q), rtol=0, atol=1e-9)
 
 
 @pytest.mark.parametrize("antipodal", [False, True])
 def test_fewer_q_out_are_a_part_of_all(antipodal):
-    conv, q = layer(CASES[1], antipodal=antipodal), scheme(5, 1.0)
+    conv, q = layer(CASES[1], antipodal=antipodal), random_scheme(5, 1.0)
     x = torch.randn(1, conv.irreps_in.dim, (1 + antipodal) * len(q), 3, 3, 3)
     x[:, :, -len(q)] = x[:, :, 0]  # b0 at +0 and at -0
     keep = torch.tensor([4, 0, 2])
@@ -162,9 +163,9 @@ def test_fewer_q_out_are_a_part_of_all(antipodal):
 
 
 def test_a_new_q_out_has_no_self_connection():
-    conv, q = layer(CASES[0]), scheme(5, 1.0)
+    conv, q = layer(CASES[0]), random_scheme(5, 1.0)
     x = torch.randn(1, 1, len(q), 3, 3, 3)
-    q_new = scheme(2, 1.0)[1:]
+    q_new = random_scheme(2, 1.0)[1:]
     before = conv(x, q, q_new)
     conv.self_connections[0] = Linear(conv.irreps_in, conv.irreps_out)
     torch.testing.assert_close(conv(x, q, q_new), before)
@@ -173,7 +174,7 @@ def test_a_new_q_out_has_no_self_connection():
 @pytest.mark.parametrize("antipodal", [False, True])
 @pytest.mark.parametrize("case", CASES)
 def test_layer_commutes_with_the_24_cube_rotations(case, antipodal):
-    conv, q = layer(case, antipodal=antipodal), scheme(3, 1.0)
+    conv, q = layer(case, antipodal=antipodal), random_scheme(3, 1.0)
     x = torch.randn(1, conv.irreps_in.dim, len(q), 3, 4, 5)
     y = conv(x, q)
     for R in cube_rotations():
@@ -182,13 +183,13 @@ def test_layer_commutes_with_the_24_cube_rotations(case, antipodal):
 
 
 def test_the_size_of_a_chunk_does_not_matter():
-    conv, q = layer(CASES[0]), scheme(6, 1.0, 1.5)
+    conv, q = layer(CASES[0]), random_scheme(6, 1.0, 1.5)
     x = torch.randn(1, 1, len(q), 3, 4, 5)
     torch.testing.assert_close(conv(x, q, chunk=1), conv(x, q, chunk=100), rtol=0, atol=1e-12)
 
 
 def test_order_of_volumes_is_the_order_of_outputs():
-    conv, q = layer(CASES[0], antipodal=False), scheme(6, 1.0, 1.5)
+    conv, q = layer(CASES[0], antipodal=False), random_scheme(6, 1.0, 1.5)
     x, order = torch.randn(1, 1, len(q), 3, 3, 3), torch.randperm(len(q))
     torch.testing.assert_close(conv(x[:, :, order], q[order]), conv(x, q)[:, :, order], rtol=0, atol=1e-9)
 
@@ -196,14 +197,14 @@ def test_order_of_volumes_is_the_order_of_outputs():
 def test_more_directions_of_a_constant_signal_give_the_same():
     """Means over shells do not depend on the number of directions: a signal without direction sees l_q = 0 alone."""
     conv = PQConv("1x0e", "3x0e", bases=(p_space,), kernel_size=3)
-    few, many = scheme(6, 1.0), scheme(60, 1.0)
+    few, many = random_scheme(6, 1.0), random_scheme(60, 1.0)
     signal = torch.randn(1, 1, 1, 4, 4, 4)
     y = [conv(signal.expand(-1, -1, len(q), -1, -1, -1), q)[:, :, :2] for q in (few, many)]
     torch.testing.assert_close(y[0], y[1])
 
 
 def test_gradients_equal_those_of_the_dense_convolution():
-    conv, q = layer(CASES[1], antipodal=False), scheme(4, 1.0)
+    conv, q = layer(CASES[1], antipodal=False), random_scheme(4, 1.0)
     x = torch.randn(1, conv.irreps_in.dim, len(q), 3, 3, 3, requires_grad=True)
     parameters = [x, *conv.parameters()]
     fast = torch.autograd.grad(conv(x, q).square().sum(), parameters)
@@ -215,9 +216,9 @@ def test_gradients_equal_those_of_the_dense_convolution():
 def test_maps_and_q_vectors_must_fit():
     conv = layer(CASES[0])
     with pytest.raises(ValueError, match="x has 5 maps over q but there are 4 q-vectors"):
-        conv(torch.randn(1, 1, 5, 3, 3, 3), scheme(3, 1.0))
+        conv(torch.randn(1, 1, 5, 3, 3, 3), random_scheme(3, 1.0))
     with pytest.raises(ValueError, match=r"x must be \(B, 1, Q, X, Y, Z\)"):
-        conv(torch.randn(1, 2, 4, 3, 3, 3), scheme(3, 1.0))
+        conv(torch.randn(1, 2, 4, 3, 3, 3), random_scheme(3, 1.0))
 
 
 @pytest.mark.parametrize(

@@ -3,12 +3,12 @@ import math
 import pytest
 import torch
 from e3nn import o3
-from rotation import cube_rotations, turn_features
 from scipy.interpolate import CubicSpline
 from scipy.ndimage import gaussian_filter
 
 from eqdmri_monai.nn import Downsample, PConv, Upsample
 from eqdmri_monai.nn.resample import coarse_positions
+from eqdmri_monai.symmetry import cube_rotations, turn_features
 
 IRREPS = o3.Irreps("1x0e+1x1e+1x2e")
 SIZES = [(7, 7, 7), (8, 8, 8), (5, 6, 9)]

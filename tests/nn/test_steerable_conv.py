@@ -1,9 +1,9 @@
 import pytest
 import torch
-from rotation import cube_rotations, turn_features
 
-from eqdmri_monai.nn.p_conv import kernel_lattice
+from eqdmri_monai.nn.grid_conv import kernel_lattice
 from eqdmri_monai.nn.steerable_conv import SteerableConv3d, band_limits, steerable_basis
+from eqdmri_monai.symmetry import cube_rotations, turn_features
 
 LATTICE = {size: kernel_lattice(size, (1.0, 1.0, 1.0)) for size in (3, 5, 7)}
 

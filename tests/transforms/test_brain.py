@@ -1,15 +1,15 @@
 import pytest
 import torch
 from monai.data import MetaTensor
-from rotation import scheme
 from scans import image_from
 
+from eqdmri_monai.symmetry import random_scheme
 from eqdmri_monai.transforms import BrainMaskd
 
 
 def test_the_brain_of_a_bright_ball_is_the_ball():
     ball = torch.stack(torch.meshgrid(*3 * [torch.arange(-12.0, 12)], indexing="ij")).norm(dim=0) < 8
-    x = image_from(scheme(6, 1.0), size=24)
+    x = image_from(random_scheme(6, 1.0), size=24)
     x[0] = 100.0 * ball + torch.rand(24, 24, 24)
     mask = BrainMaskd("image")({"image": x})["brain_mask"]
     assert mask.shape == (1, 24, 24, 24)
@@ -17,7 +17,7 @@ def test_the_brain_of_a_bright_ball_is_the_ball():
 
 
 def test_a_given_mask_is_kept_and_an_empty_one_refused():
-    x, mask = image_from(scheme(6, 1.0)), MetaTensor(torch.zeros(1, 6, 6, 6))
+    x, mask = image_from(random_scheme(6, 1.0)), MetaTensor(torch.zeros(1, 6, 6, 6))
     mask[:, :3] = 1
     out = BrainMaskd("image")({"image": x, "brain_mask": mask.clone()})["brain_mask"]
     torch.testing.assert_close(out.as_tensor(), mask.as_tensor().float())

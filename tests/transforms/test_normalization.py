@@ -1,14 +1,14 @@
 import pytest
 import torch
 from monai.data import MetaTensor
-from rotation import scheme
 from scans import image_from, table_from
 
+from eqdmri_monai.symmetry import random_scheme
 from eqdmri_monai.transforms import NormalizeChannelsd, NormalizeShellsd
 
 
 def test_each_shell_gets_mean_zero_and_deviation_one_in_the_brain():
-    q = scheme(6, 1.0, 1.5)
+    q = random_scheme(6, 1.0, 1.5)
     x, mask = 10 * image_from(q), torch.zeros(1, 6, 6, 6)
     mask[:, 1:5] = 1
     out = NormalizeShellsd("image")({"image": x, "brain_mask": mask})["image"].as_tensor()
@@ -20,7 +20,7 @@ def test_each_shell_gets_mean_zero_and_deviation_one_in_the_brain():
 
 
 def test_normalisation_does_not_depend_on_order_or_sign_of_gradients():
-    q, mask = scheme(6, 1.0, 1.5), torch.ones(1, 6, 6, 6)
+    q, mask = random_scheme(6, 1.0, 1.5), torch.ones(1, 6, 6, 6)
     x, order = image_from(q), torch.randperm(13)
     shuffled = MetaTensor(x.as_tensor()[order], meta={"gradients": table_from(-q[order]).rows.numpy()})
     a, b = (NormalizeShellsd("image")({"image": i, "brain_mask": mask})["image"].as_tensor() for i in (x, shuffled))
@@ -28,14 +28,14 @@ def test_normalisation_does_not_depend_on_order_or_sign_of_gradients():
 
 
 def test_a_constant_shell_is_refused():
-    x = image_from(scheme(6, 1.0))
+    x = image_from(random_scheme(6, 1.0))
     x[1:] = 1.0
     with pytest.raises(ValueError, match="constant inside the brain"):
         NormalizeShellsd("image")({"image": x, "brain_mask": torch.ones(1, 6, 6, 6)})
 
 
 def test_channel_means_give_the_papers_normalisation():
-    x = image_from(scheme(6, 1.0))
+    x = image_from(random_scheme(6, 1.0))
     means = 1.0 + torch.arange(7)
     out = NormalizeChannelsd("image", means.tolist())({"image": x})["image"].as_tensor()
     scaled = x.as_tensor() / means.float()[:, None, None, None]

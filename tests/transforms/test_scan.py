@@ -3,12 +3,12 @@ import pytest
 import torch
 from e3nn import o3
 from monai.data import MetaTensor
-from rotation import scheme
 from scans import image_from
 
 from eqdmri_monai.files.nifti import write_nifti
 from eqdmri_monai.files.tables import write_fsl
 from eqdmri_monai.gradients import GradientTable
+from eqdmri_monai.symmetry import random_scheme
 from eqdmri_monai.transforms import AverageB0d, CheckScand, LoadGradientsd, WriteQd
 from eqdmri_monai.transforms.scan import table_of
 
@@ -16,7 +16,7 @@ from eqdmri_monai.transforms.scan import table_of
 @pytest.fixture
 def scan(tmp_path):
     """A scan on disk, with sidecars."""
-    table = GradientTable(torch.tensor([0.0] + 7 * [1000.0]), scheme(7, 1.0))
+    table = GradientTable(torch.tensor([0.0] + 7 * [1000.0]), random_scheme(7, 1.0))
     affine = np.diag([-2.0, 2, 2, 1])
     rng = np.random.default_rng(0)
     write_nifti(tmp_path / "dwi.nii.gz", rng.random((4, 5, 6, 8), dtype=np.float32), affine)
@@ -57,13 +57,13 @@ def test_an_image_without_a_table_is_refused():
 
 
 def test_a_volume_that_was_dropped_by_hand_is_noticed():
-    x = image_from(scheme(6, 1.0))
+    x = image_from(random_scheme(6, 1.0))
     with pytest.raises(ValueError, match="7 rows for 6 volumes"):
         AverageB0d("image")({"image": x[:6]})
 
 
 def test_q_is_written_along_the_current_axes():
-    q, affine = scheme(6, 1.0), torch.eye(4)
+    q, affine = random_scheme(6, 1.0), torch.eye(4)
     affine[:3, :3] = 2 * o3.rand_matrix()
     out = WriteQd("image")({"image": image_from(q, affine)})["q"]
     torch.testing.assert_close(out, (q @ (affine[:3, :3] / 2)).float(), rtol=0, atol=1e-6)
@@ -71,12 +71,12 @@ def test_q_is_written_along_the_current_axes():
 
 def test_left_handed_axes_are_refused():
     with pytest.raises(ValueError, match="left-handed"):
-        WriteQd("image")({"image": image_from(scheme(6, 1.0), torch.diag(torch.tensor([-1.0, 1, 1, 1])))})
+        WriteQd("image")({"image": image_from(random_scheme(6, 1.0), torch.diag(torch.tensor([-1.0, 1, 1, 1])))})
 
 
 def test_a_scan_without_a_demanded_shell_is_refused():
     load = LoadGradientsd("image", shells=[0, 1000])
-    one, other = image_from(scheme(6, 1.01)), image_from(scheme(6, 1.2))
+    one, other = image_from(random_scheme(6, 1.01)), image_from(random_scheme(6, 1.2))
     for x in (one, other):
         x.meta["filename_or_obj"] = "scan.nii.gz"
     assert load({"image": one})["image"].shape[0] == 7

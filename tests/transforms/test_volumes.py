@@ -1,14 +1,14 @@
 import pytest
 import torch
-from rotation import scheme
 from scans import image_from
 
+from eqdmri_monai.symmetry import random_scheme
 from eqdmri_monai.transforms import AverageB0d, RandSubsampleVolumesd
 from eqdmri_monai.transforms.scan import table_of
 
 
 def test_b0s_are_averaged_into_the_first_volume():
-    q = scheme(6, 1.0)[[1, 0, 2, 0, 3, 4, 5, 6]]
+    q = random_scheme(6, 1.0)[[1, 0, 2, 0, 3, 4, 5, 6]]
     x = image_from(q)
     out = AverageB0d("image")({"image": x})["image"]
     torch.testing.assert_close(out[0].as_tensor(), x.as_tensor()[[1, 3]].mean(0))
@@ -18,11 +18,11 @@ def test_b0s_are_averaged_into_the_first_volume():
 
 def test_a_scan_without_b0_is_refused():
     with pytest.raises(ValueError, match="at least one b0 is needed"):
-        AverageB0d("image")({"image": image_from(scheme(6, 1.0)[1:])})
+        AverageB0d("image")({"image": image_from(random_scheme(6, 1.0)[1:])})
 
 
 def test_a_subset_of_volumes_keeps_its_own_q_vectors():
-    q = scheme(12, 1.0)
+    q = random_scheme(12, 1.0)
     x = image_from(q)
     x[:] = torch.arange(13.0)[:, None, None, None]
     transform = RandSubsampleVolumesd("image", minimum=6, maximum=8).set_random_state(seed=3)

@@ -1,10 +1,18 @@
-"""A sum of which one term at a time is in memory, in the forward and in the backward pass."""
+"""Memory for time: what is computed a second time in the backward pass need not be kept for it."""
 
 from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.utils.checkpoint import checkpoint
+
+
+def run(function: Callable[..., Tensor], *args: Tensor, recompute: bool) -> Tensor:
+    """Call a function, or with `recompute` and gradients on: keep its arguments alone for the backward pass."""
+    if recompute and torch.is_grad_enabled():
+        return checkpoint(function, *args, use_reentrant=False)
+    return function(*args)
 
 
 def streamed_sum(

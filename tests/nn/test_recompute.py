@@ -1,6 +1,6 @@
 import torch
 
-from eqdmri_monai.nn.streamed_sum import streamed_sum
+from eqdmri_monai.nn.recompute import streamed_sum
 
 
 def test_value_and_gradients_are_those_of_the_sum():

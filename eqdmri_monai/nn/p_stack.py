@@ -1,18 +1,20 @@
 """The stack of layers over p-space alone."""
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-import torch
 from e3nn import o3
 from e3nn.nn import Dropout
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from eqdmri_monai.nn import ChannelsFirst, PConv, nonlinear_layer, norm_layer
+from eqdmri_monai.nn.channels_first import ChannelsFirst
+from eqdmri_monai.nn.nonlinearity import nonlinear_layer
+from eqdmri_monai.nn.normalization import norm_layer
+from eqdmri_monai.nn.p_conv import PConv
+from eqdmri_monai.nn.recompute import run
 
 
-class PNet(nn.Sequential):
+class PStack(nn.Sequential):
     """`PConv` between each two types, with a nonlinearity after all but the last.
 
     Parameters
@@ -66,13 +68,11 @@ class PNet(nn.Sequential):
         self.irreps_in, self.irreps_out = o3.Irreps(irreps[0]), o3.Irreps(irreps[-1])
         self.recompute = recompute
 
-    def forward(self, x: Tensor, q: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """
         Parameters
         ----------
         x : Tensor, shape (B, irreps_in.dim, X, Y, Z)
-        q : Tensor
-            Taken and not used.
 
         Returns
         -------
@@ -83,10 +83,3 @@ class PNet(nn.Sequential):
         for start, end in itertools.pairwise([*starts, len(layers)]):
             x = run(nn.Sequential(*layers[start:end]), x, recompute=self.recompute)
         return x
-
-
-def run(function: Callable[..., Tensor], *args: Tensor, recompute: bool) -> Tensor:
-    """Call a function, or with `recompute` and gradients on: keep its arguments alone for the backward pass."""
-    if recompute and torch.is_grad_enabled():
-        return checkpoint(function, *args, use_reentrant=False)
-    return function(*args)
