@@ -2,12 +2,14 @@
 
 from pathlib import Path
 
+import highdicom as hd
 import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from dicom_series import IDENTITY, write_series
+from dicom_series import IDENTITY, PATIENT, write_series
 from monai.bundle import ConfigWorkflow
+from pydicom import dcmread
 
 from eqdmri_monai.files.dicom import dicom_to_scan
 from eqdmri_monai.networks import PQNet
@@ -57,5 +59,14 @@ def test_dicom_and_nifti_give_the_same_map(case, tmp_path, capfd):
         np.testing.assert_array_equal(a.dataobj, b.dataobj)
         np.testing.assert_array_equal(a.affine, nib.load(scan["image"]).affine)
     said = "".join(capfd.readouterr())
-    written = b"".join(path.read_bytes() for path in (tmp_path / "a").iterdir()) + said.encode()
-    assert not [word for word in IDENTITY if word.encode() in written]
+    written = b"".join(p.read_bytes() for p in (tmp_path / "a").iterdir() if p.suffix != ".dcm") + said.encode()
+    names = " ".join(p.name for p in (tmp_path / "a").iterdir()).encode()
+    assert not [word for word in IDENTITY if word.encode() in written + names]
+    assert not list((tmp_path / "b").glob("*.dcm"))
+    for kind, modality in (("lesion", "SEG"), ("probability", "OT"), ("report", "OT")):
+        result = dcmread(tmp_path / "a" / f"series005_{kind}.dcm")
+        assert result.Modality == modality
+        assert result.PatientID == PATIENT["PatientID"]  # DICOM itself must say of whom it is
+    lesion = nib.load(tmp_path / "a" / "series005_lesion.nii.gz")
+    volume = hd.seg.segread(tmp_path / "a" / "series005_lesion.dcm").get_volume(combine_segments=True)
+    assert volume.array.sum() == np.asarray(lesion.dataobj).sum() > 0
