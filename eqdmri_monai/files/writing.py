@@ -1,5 +1,6 @@
 """Writing: what is written appears whole or not at all."""
 
+import csv
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -35,3 +36,22 @@ def written_whole(path: str | Path) -> Iterator[Path]:
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def append_row(path: str | Path, row: dict[str, object]) -> None:
+    """Add a row to a CSV table, which is made where there is none, with its folder.
+
+    Raises
+    ------
+    ValueError
+        When the table has other columns.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rows = list(csv.DictReader(path.open(newline=""))) if path.is_file() else []
+    if rows and list(rows[0]) != list(row):
+        raise ValueError(f"{path}: has columns {list(rows[0])}, not {list(row)}; name another table")
+    with written_whole(path) as part, part.open("w", newline="") as file:
+        table = csv.DictWriter(file, list(row), lineterminator="\n")
+        table.writeheader()
+        table.writerows([*rows, row])

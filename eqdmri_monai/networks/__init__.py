@@ -1,7 +1,8 @@
-"""Whole models. Each is called ``network(image, q)`` and returns logits."""
+"""Whole models: for scans, called ``network(image, q)``, and for points, called with positions. All return logits."""
 
 from eqdmri_monai.networks.folded import FoldedNet, fold, fold_steerable
 from eqdmri_monai.networks.gradual_pq_net import GradualPQNet
+from eqdmri_monai.networks.lie_resnet import LieResNet
 from eqdmri_monai.networks.plain_cnn import PlainCNN
 from eqdmri_monai.networks.pq_net import PQNet
 from eqdmri_monai.networks.steerable_cnn import SteerableCNN3d
@@ -9,6 +10,7 @@ from eqdmri_monai.networks.steerable_cnn import SteerableCNN3d
 __all__ = [
     "FoldedNet",
     "GradualPQNet",
+    "LieResNet",
     "PQNet",
     "PlainCNN",
     "SteerableCNN3d",
