@@ -67,7 +67,7 @@ def write_page(
     fit = TensorModel(gradient_table(table.bvals.numpy(), bvecs=table.bvecs.numpy())).fit(dwi, mask=brain)
     fa = np.nan_to_num(np.clip(fit.fa, 0, 1))
     b0 = dwi[..., table.b0_mask.numpy()].mean(-1)
-    lesion = (probability > threshold) & brain
+    lesion = (probability >= threshold) & brain
     found = _lesions(lesion, probability, abs(np.linalg.det(affine[:3, :3])) * 1e-3)
     volumes = {
         "b0": b0 / max(np.percentile(b0[brain], 99.5), 1e-6),
