@@ -1,7 +1,9 @@
-"""Loss for labels that count inside a mask only."""
+"""Losses that count inside a mask only. The mask comes as the last channel of the target."""
 
 import torch
 from torch import Tensor, nn
+
+from eqdmri_monai.tensors import fractional_anisotropy, squared_norm
 
 
 class MaskedBCELoss(nn.Module):
@@ -52,3 +54,41 @@ class MaskedBCELoss(nn.Module):
             logits.float(), label.float(), weight.float(), reduction="sum"
         )
         return loss / (mask.sum() * logits.shape[1]).clamp(min=1)
+
+
+class MaskedTensorLoss(nn.Module):
+    r"""Mean of :math:`\sqrt{\|D - T\|^2 + ε^2} + λ |FA(D) - FA(T)|` in the brain, for tensors D and their truth T.
+
+    The norm is Frobenius', so that no frame is preferred. It is not squared, since fits have outliers. Alone it would
+    lead to too little anisotropy, as every mean of unlike tensors has: hence the second term.
+
+    Parameters
+    ----------
+    anisotropy : float
+        λ, µm²/ms.
+    """
+
+    EPSILON = 0.02  # µm²/ms, far below the error of a fit
+
+    def __init__(self, anisotropy: float = 0.5):
+        super().__init__()
+        self.anisotropy = anisotropy
+
+    def forward(self, tensor: Tensor, target: Tensor) -> Tensor:
+        """
+        Parameters
+        ----------
+        tensor : Tensor, shape (B, 6, X, Y, Z)
+            xx xy xz yy yz zz, µm²/ms.
+        target : Tensor, shape (B, 7, X, Y, Z)
+            True tensors, then the mask.
+
+        Returns
+        -------
+        Tensor, scalar
+        """
+        truth, mask = target[:, :6].float(), target[:, 6]
+        tensor = tensor.float()
+        distance = (squared_norm(tensor - truth) + self.EPSILON**2).sqrt()
+        anisotropy = (fractional_anisotropy(tensor) - fractional_anisotropy(truth)).abs()
+        return ((distance + self.anisotropy * anisotropy) * mask).sum() / mask.sum().clamp(min=1)

@@ -76,8 +76,9 @@ def fractional_anisotropy(tensor: Tensor) -> Tensor:
     Basser and Pierpaoli 1996, doi:10.1006/jmrb.1996.0086.
     """
     norm = squared_norm(tensor)
-    deviation = (norm - 3 * mean_diffusivity(tensor).square()).clamp(min=0)
-    return (1.5 * deviation / norm.clamp(min=1e-12)).sqrt()
+    deviation = norm - 3 * mean_diffusivity(tensor).square()
+    square = 1.5 * deviation / norm.clamp(min=1e-12)
+    return square.clamp(min=1e-20).sqrt()  # at 0 the root has no gradient
 
 
 def principal_direction(tensor: Tensor) -> Tensor:

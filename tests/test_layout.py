@@ -8,7 +8,7 @@ import pytest
 import eqdmri_monai
 
 ROOT = Path(eqdmri_monai.__file__).parent
-ORDER = ["frames", "gradients", "symmetry", "groups", "neighbours", "bases", "nn", "networks"]
+ORDER = ["frames", "gradients", "tensors", "symmetry", "groups", "neighbours", "bases", "nn", "networks"]
 STANDARD = {
     "abc",
     "collections",

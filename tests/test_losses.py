@@ -1,7 +1,9 @@
 import pytest
 import torch
+from e3nn import o3
 
-from eqdmri_monai.losses import MaskedBCELoss
+from eqdmri_monai.losses import MaskedBCELoss, MaskedTensorLoss
+from eqdmri_monai.nn.cartesian import symmetric_components, symmetric_matrix
 
 
 def target_of(label, mask):
@@ -33,3 +35,16 @@ def test_an_empty_mask_gives_no_loss():
 def test_a_target_without_a_mask_is_refused():
     with pytest.raises(ValueError, match="need a target of 1 labels and a mask"):
         MaskedBCELoss()(torch.zeros(1, 1, 2, 2, 2), torch.zeros(1, 1, 2, 2, 2))
+
+
+def test_the_tensor_loss_sees_no_frame_and_nothing_outside_the_mask():
+    loss, R = MaskedTensorLoss(), o3.rand_matrix()
+    tensor, truth, mask = torch.randn(2, 6, 3, 4, 5), torch.randn(2, 6, 3, 4, 5), torch.rand(2, 1, 3, 4, 5).round()
+    value = loss(tensor, torch.cat([truth, mask], 1))
+    other = torch.where(mask > 0, tensor, 0 * tensor).requires_grad_()
+    torch.testing.assert_close(loss(other, torch.cat([truth, mask], 1)), value)
+    loss(other, torch.cat([truth, mask], 1)).backward()
+    assert other.grad.isfinite().all()
+    a, b = (symmetric_components(R @ symmetric_matrix(x) @ R.T) for x in (tensor, truth))
+    torch.testing.assert_close(loss(a, torch.cat([b, mask], 1)), value, rtol=0, atol=1e-6)
+    assert loss(truth, torch.cat([truth, mask], 1)) == pytest.approx(MaskedTensorLoss.EPSILON)

@@ -2,18 +2,22 @@
 
 from eqdmri_monai.transforms.brain import BrainMaskd
 from eqdmri_monai.transforms.labels import CheckLabeld
-from eqdmri_monai.transforms.normalization import NormalizeChannelsd, NormalizeShellsd
+from eqdmri_monai.transforms.normalization import LogSignald, NormalizeChannelsd, NormalizeShellsd
 from eqdmri_monai.transforms.scan import CheckScand, LoadGradientsd, WriteQd
-from eqdmri_monai.transforms.volumes import AverageB0d, RandSubsampleVolumesd
+from eqdmri_monai.transforms.tensors import FitTensord
+from eqdmri_monai.transforms.volumes import AverageB0d, RandSplitVolumesd, RandSubsampleVolumesd
 
 __all__ = [
     "AverageB0d",
     "BrainMaskd",
     "CheckLabeld",
     "CheckScand",
+    "FitTensord",
     "LoadGradientsd",
+    "LogSignald",
     "NormalizeChannelsd",
     "NormalizeShellsd",
+    "RandSplitVolumesd",
     "RandSubsampleVolumesd",
     "WriteQd",
 ]

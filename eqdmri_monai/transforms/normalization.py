@@ -57,6 +57,43 @@ class NormalizeShellsd(MapTransform):
         return d
 
 
+class LogSignald(MapTransform):
+    """Take the logarithm of the signal over the mean b0 of the brain, and 0 outside: what a tensor is fitted to.
+
+    Parameters
+    ----------
+    keys : keys
+        Images (Q, X, Y, Z) whose first volume is the b0.
+    mask_key : str
+        Brain mask (1, X, Y, Z).
+    """
+
+    LOWEST = 0.01  # of the mean b0: below the noise of any scan, so that no voxel of 0 becomes infinite
+
+    def __init__(self, keys: KeysCollection, mask_key: str = "brain_mask"):
+        super().__init__(keys)
+        self.mask_key = mask_key
+
+    def __call__(self, data: Mapping[Hashable, object]) -> dict[Hashable, object]:
+        """Return data with logarithms.
+
+        Raises
+        ------
+        ValueError
+            When the b0 is not positive on average.
+        """
+        d = dict(data)
+        brain = torch.as_tensor(d[self.mask_key])[0] > 0.5
+        for key in self.key_iterator(d):
+            image = d[key]
+            signal = image.as_tensor()
+            mean = signal[0][brain].mean()
+            if not mean > 0:
+                raise ValueError(f"{file_of(image)}: the b0 is {mean:g} on average inside the brain; check the scan")
+            d[key] = with_volumes(image, (signal / mean).clamp(min=self.LOWEST).log() * brain, table_of(image))
+        return d
+
+
 class NormalizeChannelsd(MapTransform):
     """The paper's normalisation: divide each volume by its mean over the data set, then the scan by its own mean.
 

@@ -7,7 +7,8 @@ import torch
 from monai.config import KeysCollection
 from monai.transforms import MapTransform, RandomizableTransform
 
-from eqdmri_monai.gradients import GradientTable
+from eqdmri_monai.gradients import MIN_DIRECTIONS, GradientTable
+from eqdmri_monai.tensors import q_squares
 from eqdmri_monai.transforms.scan import file_of, table_of, with_volumes
 
 
@@ -65,5 +66,76 @@ class RandSubsampleVolumesd(RandomizableTransform, MapTransform):
             weighted = (~table.b0_mask).nonzero().flatten().numpy()
             count = min(int(self.R.randint(self.minimum, self.maximum + 1)), len(weighted))
             keep = np.sort(np.concatenate([[0], self.R.choice(weighted, count, replace=False)]))
+            d[key] = with_volumes(image, image.as_tensor()[keep], table[torch.from_numpy(keep)])
+        return d
+
+
+class RandSplitVolumesd(RandomizableTransform, MapTransform):
+    """Part a scan in two: well-spread directions that a network is given, and the rest, which its truth is made of.
+
+    The b0 goes to both. Of some random choices the one is taken whose two parts determine a tensor best, by the larger
+    of their condition numbers (of the six squares of a direction), so that choices differ and none is bad.
+
+    Parameters
+    ----------
+    keys : keys
+        One image (Q, X, Y, Z) after `AverageB0d`.
+    rest_key : str
+        Where the b0 and the other volumes go.
+    minimum, maximum : int
+        Bounds of the number of weighted volumes for the network; at least six are left for the rest.
+    choices : int
+        How many are drawn.
+    seed : int
+        Makes the same choice in each call, for validation; drawn anew where it is left out.
+
+    Source
+    ------
+    Condition number of a scheme: Skare et al. 2000, doi:10.1006/jmre.2000.2209.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        rest_key: str = "rest",
+        *,
+        minimum: int = 6,
+        maximum: int = 6,
+        choices: int = 20,
+        seed: int | None = None,
+    ):
+        MapTransform.__init__(self, keys)
+        RandomizableTransform.__init__(self, 1.0)
+        self.rest_key, self.minimum, self.maximum = rest_key, minimum, maximum
+        self.choices, self.seed = choices, seed
+
+    def __call__(self, data: Mapping[Hashable, object]) -> dict[Hashable, object]:
+        """Return data with both parts.
+
+        Raises
+        ------
+        ValueError
+            When the scan has too few directions.
+        """
+        if self.seed is not None:
+            self.set_random_state(seed=self.seed)
+        d = dict(data)
+        image, table = d[self.keys[0]], table_of(d[self.keys[0]])
+        weighted = (~table.b0_mask).nonzero().flatten().numpy()
+        most = min(self.maximum, len(weighted) - MIN_DIRECTIONS)
+        if most < self.minimum:
+            raise ValueError(
+                f"{file_of(image)}: {len(weighted)} directions are less than {self.minimum} for the network and "
+                f"{MIN_DIRECTIONS} for its truth"
+            )
+        count, best = int(self.R.randint(self.minimum, most + 1)), (np.inf, None)
+        squares = q_squares(table.bvecs[torch.from_numpy(weighted)]).numpy()
+        for _ in range(self.choices):
+            order = self.R.permutation(len(weighted))
+            worst = max(np.linalg.cond(squares[part]) for part in (order[:count], order[count:]))
+            best = min(best, (worst, tuple(order)), key=lambda choice: choice[0])
+        order = np.array(best[1])
+        for key, part in ((self.keys[0], order[:count]), (self.rest_key, order[count:])):
+            keep = np.concatenate([[0], np.sort(weighted[part])])
             d[key] = with_volumes(image, image.as_tensor()[keep], table[torch.from_numpy(keep)])
         return d

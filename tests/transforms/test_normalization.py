@@ -4,7 +4,7 @@ from monai.data import MetaTensor
 from scans import image_from, table_from
 
 from eqdmri_monai.symmetry import random_scheme
-from eqdmri_monai.transforms import NormalizeChannelsd, NormalizeShellsd
+from eqdmri_monai.transforms import LogSignald, NormalizeChannelsd, NormalizeShellsd
 
 
 def test_each_shell_gets_mean_zero_and_deviation_one_in_the_brain():
@@ -44,3 +44,14 @@ def test_channel_means_give_the_papers_normalisation():
         NormalizeChannelsd("image", means[:6].tolist())({"image": x})
     with pytest.raises(ValueError, match="mean intensity is 0"):
         NormalizeChannelsd("image", means.tolist())({"image": 0 * x})
+
+
+def test_the_logarithm_of_the_signal_does_not_depend_on_its_unit():
+    x, mask = image_from(random_scheme(6, 1.0)), torch.ones(1, 6, 6, 6)
+    x[3, 2, 2, 2] = 0.0
+    a, b = (LogSignald("image")({"image": k * x, "brain_mask": mask})["image"].as_tensor() for k in (1.0, 300.0))
+    torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
+    assert a[3, 2, 2, 2] == a.min()
+    torch.testing.assert_close(a.min().double(), torch.tensor(LogSignald.LOWEST).log(), rtol=0, atol=1e-6)
+    with pytest.raises(ValueError, match="the b0 is 0 on average inside the brain"):
+        LogSignald("image")({"image": 0 * x, "brain_mask": mask})
