@@ -152,11 +152,13 @@ def knn(distance: Rows, k: int, *, mask: Tensor, centres: Tensor, own: bool = Fa
     return _search(distance, near, mask, centres, own)
 
 
-def everyone(mask: Tensor, centres: Tensor) -> Neighbours:
-    """Return all points, mask (B, N), as neighbours of all centres (B, M)."""
+def everyone(mask: Tensor, centres: Tensor, *, own: bool = True) -> Neighbours:
+    """Return all points, mask (B, N), as neighbours of all centres (B, M); see `ball` for `own`."""
     index = torch.arange(mask.shape[1], device=mask.device).expand(len(mask), centres.shape[1], -1)
-    reach = torch.full(centres.shape, torch.inf, device=mask.device)
-    return Neighbours(index, mask[:, None] & centres[..., None], reach)
+    valid = mask[:, None] & centres[..., None]
+    if not own:
+        valid = valid & ~torch.eye(mask.shape[1], dtype=torch.bool, device=mask.device)
+    return Neighbours(index, valid, torch.full(centres.shape, torch.inf, device=mask.device))
 
 
 def _search(

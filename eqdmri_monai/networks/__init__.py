@@ -4,6 +4,7 @@ from eqdmri_monai.networks.folded import FoldedNet, fold, fold_steerable
 from eqdmri_monai.networks.gradual_pq_net import GradualPQNet
 from eqdmri_monai.networks.lie_resnet import LieResNet
 from eqdmri_monai.networks.plain_cnn import PlainCNN
+from eqdmri_monai.networks.point_net import PointNet
 from eqdmri_monai.networks.pq_net import PQNet
 from eqdmri_monai.networks.steerable_cnn import SteerableCNN3d
 from eqdmri_monai.networks.tensor_net import TensorNet
@@ -14,6 +15,7 @@ __all__ = [
     "LieResNet",
     "PQNet",
     "PlainCNN",
+    "PointNet",
     "SteerableCNN3d",
     "TensorNet",
     "fold",
