@@ -469,6 +469,13 @@ def empty_mask(cohort):
     return {"brain_mask": str(cohort / "s0_brain.nii.gz")}
 
 
+def spoil_weights(cohort, value):
+    """Spoil a weight so that the file or only the map shows it."""
+    state = torch.load(cohort / "model.pt", weights_only=True)
+    state[next(iter(state))].fill_(value)
+    torch.save(state, cohort / "model.pt")
+
+
 def no_folder(cohort):
     (cohort / "out").touch()
 
@@ -491,6 +498,8 @@ BAD_INPUT = {
     ),
     "weights of another network": (lambda c: {"network_def#irreps_pq": ["4x0e"]}, r"model.pt: weights of another netw"),
     "no weights": (lambda c: (c / "model.pt").unlink(), r"model.pt: no such file; train first"),
+    "NaN weights": (lambda c: spoil_weights(c, np.nan), r"model.pt: \d+ of the \d+ weights in \S+ are not finite"),
+    "NaN map": (lambda c: spoil_weights(c, 1e38), r"s0.nii.gz: \d+ of the \d+ values that the network with .*model.pt"),
     "unwritable output": (no_folder, r"out: cannot write results there"),
     "no scan": (lambda c: (c / "s0.nii.gz").unlink(), r"s0.nii.gz: no such file"),
 }

@@ -1,14 +1,21 @@
-"""Writing: what is written appears whole or not at all."""
+"""Writing: what is written appears whole or not at all, and what a killed process left half-written goes away."""
 
 import csv
 import os
+import re
+import shutil
+import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+PART = re.compile(r"\.part-(\d+)@([^@]+)")  # process, host
+DEAD_AFTER = 24 * 3600  # s; no file takes that long to write
+
 
 def output_folder(path: str | Path) -> str:
-    """Make a folder for results and see that files can be written there.
+    """Make a folder for results, see that files can be written there, and clear what killed processes left there.
 
     Raises
     ------
@@ -23,17 +30,32 @@ def output_folder(path: str | Path) -> str:
         (path / ".writable").unlink(missing_ok=True)  # another process may try at the same time
     except OSError as e:
         raise ValueError(f"{path}: cannot write results there ({e.strerror}); choose another output folder") from None
+    for part in path.glob(".part-*"):
+        if _is_left_over(part):
+            shutil.rmtree(part, ignore_errors=True) if part.is_dir() else part.unlink(missing_ok=True)
     return str(path)
+
+
+def part_of(path: str | Path) -> Path:
+    """Name a hidden file or folder beside `path`, of this process alone, to write to before it gets that name."""
+    path = Path(path)
+    return path.with_name(f".part-{os.getpid()}@{socket.gethostname()}@{path.name[-100:]}")  # names have 255 at most
+
+
+def put_in_place(part: Path, path: Path) -> None:
+    """Rename a file that is whole; a power cut after that leaves the old file or the new one."""
+    with part.open("rb+") as stream:
+        os.fsync(stream.fileno())
+    os.replace(part, path)
 
 
 @contextmanager
 def written_whole(path: str | Path) -> Iterator[Path]:
     """Give a temporary path to write to; it is renamed to `path` on success and removed on failure."""
-    path = Path(path)
-    part = path.with_name(f".part-{os.getpid()}-{path.name}")
+    part = part_of(path)
     try:
         yield part
-        os.replace(part, path)
+        put_in_place(part, Path(path))
     finally:
         part.unlink(missing_ok=True)
 
@@ -55,3 +77,22 @@ def append_row(path: str | Path, row: dict[str, object]) -> None:
         table = csv.DictWriter(file, list(row), lineterminator="\n")
         table.writeheader()
         table.writerows([*rows, row])
+
+
+def _is_left_over(part: Path) -> bool:
+    """Return whether the process that writes a part lives no more: on this host by its number, else by age."""
+    try:
+        if time.time() - part.stat().st_mtime > DEAD_AFTER:
+            return True
+    except FileNotFoundError:  # put in place in the meantime
+        return False
+    found = PART.match(part.name)
+    if found is None or found[2] != socket.gethostname() or os.name != "posix":  # elsewhere kill(0) is no question
+        return False
+    try:
+        os.kill(int(found[1]), 0)
+    except ProcessLookupError:
+        return True
+    except OSError:  # another user's
+        return False
+    return False

@@ -1,8 +1,18 @@
 """What goes beside a lesion map: a picture, a page, a record of how it was made, and results as DICOM."""
 
 from eqdmri_monai.report.dicom import SaveDicomd
-from eqdmri_monai.report.page import SavePaged, write_index, write_page
+from eqdmri_monai.report.page import SaveIndex, SavePaged, write_index, write_page
 from eqdmri_monai.report.picture import colour_fa, picture
 from eqdmri_monai.report.record import SaveReportd, sha256
 
-__all__ = ["SaveDicomd", "SavePaged", "SaveReportd", "colour_fa", "picture", "sha256", "write_index", "write_page"]
+__all__ = [
+    "SaveDicomd",
+    "SaveIndex",
+    "SavePaged",
+    "SaveReportd",
+    "colour_fa",
+    "picture",
+    "sha256",
+    "write_index",
+    "write_page",
+]

@@ -18,7 +18,7 @@ from dipy.core.gradients import gradient_table
 from dipy.reconst.dti import TensorModel
 from monai.config import KeysCollection
 from monai.data import FolderLayout
-from monai.transforms import MapTransform
+from monai.transforms import MapTransform, Transform
 
 from eqdmri_monai.files.writing import written_whole
 from eqdmri_monai.gradients import GradientTable, shells
@@ -159,10 +159,16 @@ def write_index(folder: str | Path) -> Path:
     """
     folder = Path(folder)
     path, seen = folder / "index.html", None
-    while seen != (records := sorted(folder.rglob("*_report.json"))):
+    while seen != (records := _records(folder)):
         seen = records
         _write(path, "index.html", data=_json([_row(record, folder) for record in records]))
     return path
+
+
+def _records(folder: Path) -> list[Path]:
+    """List what is in place, not what a process is writing (`files.writing.part_of`)."""
+    records = sorted(folder.rglob("*_report.json"))
+    return [path for path in records if not path.relative_to(folder).parts[0].startswith(".part-")]
 
 
 def _row(path: Path, folder: Path) -> dict[str, object]:
@@ -180,7 +186,7 @@ def _row(path: Path, folder: Path) -> dict[str, object]:
 
 
 class SavePaged(MapTransform):
-    """Write a page beside each probability map, and the index of all pages.
+    """Write a page beside each probability map.
 
     Parameters
     ----------
@@ -212,7 +218,6 @@ class SavePaged(MapTransform):
             record=record,
             warnings=record.get("warnings", ()),
         )
-        write_index(self.output_dir)
         return dict(data)
 
     def _path(self, source: str, extension: str) -> Path:
@@ -220,3 +225,15 @@ class SavePaged(MapTransform):
             self.output_dir, "report", extension, parent=False, makedirs=True, data_root_dir=self.data_root_dir
         )
         return Path(layout.filename(source))
+
+
+class SaveIndex(Transform):
+    """Write the index of all pages in a folder, once those of a scan are in place."""
+
+    def __init__(self, folder: str):
+        self.folder = folder
+
+    def __call__(self, data: Mapping[Hashable, object]) -> Mapping[Hashable, object]:
+        """Return data unchanged."""
+        write_index(self.folder)
+        return data

@@ -3,6 +3,7 @@
 from eqdmri_monai.transforms.brain import BrainMaskd
 from eqdmri_monai.transforms.labels import CheckLabeld
 from eqdmri_monai.transforms.normalization import LogSignald, NormalizeChannelsd, NormalizeShellsd
+from eqdmri_monai.transforms.output import CheckFinited, SaveTogether
 from eqdmri_monai.transforms.scan import CheckScand, LoadGradientsd, WriteQd
 from eqdmri_monai.transforms.tensors import FitTensord
 from eqdmri_monai.transforms.volumes import AverageB0d, RandSplitVolumesd, RandSubsampleVolumesd
@@ -10,6 +11,7 @@ from eqdmri_monai.transforms.volumes import AverageB0d, RandSplitVolumesd, RandS
 __all__ = [
     "AverageB0d",
     "BrainMaskd",
+    "CheckFinited",
     "CheckLabeld",
     "CheckScand",
     "FitTensord",
@@ -19,5 +21,6 @@ __all__ = [
     "NormalizeShellsd",
     "RandSplitVolumesd",
     "RandSubsampleVolumesd",
+    "SaveTogether",
     "WriteQd",
 ]

@@ -1,6 +1,12 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+
 import pytest
 
-from eqdmri_monai.files.writing import output_folder, written_whole
+from eqdmri_monai.files.writing import DEAD_AFTER, output_folder, part_of, written_whole
 
 
 def test_a_folder_that_cannot_be_written_is_refused(tmp_path):
@@ -18,3 +24,44 @@ def test_nothing_is_left_where_writing_fails(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         fail()
     assert list(tmp_path.iterdir()) == []
+
+
+def killed_while_writing(path) -> None:
+    code = (
+        "import os, sys\n"
+        "from eqdmri_monai.files.writing import written_whole\n"
+        "with written_whole(sys.argv[1]) as part:\n"
+        "    part.write_text('half')\n"
+        "    os.kill(os.getpid(), 9)\n"
+    )
+    assert subprocess.run([sys.executable, "-c", code, str(path)], check=False).returncode == -signal.SIGKILL
+
+
+def test_a_kill_while_writing_keeps_the_old_file_and_the_next_run_clears_up(tmp_path):
+    (tmp_path / "a.txt").write_text("old")
+    killed_while_writing(tmp_path / "a.txt")
+    assert (tmp_path / "a.txt").read_text() == "old"
+    assert len(list(tmp_path.iterdir())) == 2
+    output_folder(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_what_another_process_is_writing_stays(tmp_path):
+    mine, folder = part_of(tmp_path / "mine.txt"), part_of(tmp_path / "folder")
+    parent = tmp_path / mine.name.replace(str(os.getpid()), str(os.getppid()))
+    other_host, unknown = tmp_path / ".part-1@elsewhere@a.txt", tmp_path / ".part-17-a.txt"
+    folder.mkdir()
+    for part in (mine, parent, other_host, unknown, folder / "a.txt"):
+        part.touch()
+    output_folder(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {p.name for p in (mine, parent, other_host, unknown, folder)}
+    for part in (other_host, unknown, folder):
+        os.utime(part, 2 * (time.time() - DEAD_AFTER - 1,))
+    output_folder(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {mine.name, parent.name}
+
+
+def test_long_names_can_be_written(tmp_path):
+    with written_whole(tmp_path / ("a" * 251 + ".txt")) as part:
+        part.write_text("whole")
+    assert [len(path.name) for path in tmp_path.iterdir()] == [255]
