@@ -6,6 +6,7 @@ from eqdmri_monai.networks.lie_resnet import LieResNet
 from eqdmri_monai.networks.plain_cnn import PlainCNN
 from eqdmri_monai.networks.point_net import PointNet
 from eqdmri_monai.networks.pq_net import PQNet
+from eqdmri_monai.networks.sphere_net import SphereNet
 from eqdmri_monai.networks.steerable_cnn import SteerableCNN3d
 from eqdmri_monai.networks.tensor_net import TensorNet
 
@@ -16,6 +17,7 @@ __all__ = [
     "PQNet",
     "PlainCNN",
     "PointNet",
+    "SphereNet",
     "SteerableCNN3d",
     "TensorNet",
     "fold",

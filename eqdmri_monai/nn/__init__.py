@@ -14,6 +14,7 @@ from eqdmri_monai.nn.point_conv import PointConv
 from eqdmri_monai.nn.pq_conv import PQConv
 from eqdmri_monai.nn.q_reduction import QLengthPool, QMean
 from eqdmri_monai.nn.resample import Downsample, Upsample
+from eqdmri_monai.nn.sphere_conv import ShellHarmonics, SphereConv
 
 __all__ = [
     "CartesianToIrreps",
@@ -30,6 +31,8 @@ __all__ = [
     "PointConv",
     "QLengthPool",
     "QMean",
+    "ShellHarmonics",
+    "SphereConv",
     "TensorHead",
     "TensorProductNonlinearity",
     "Upsample",
