@@ -34,13 +34,14 @@ import torch
 from e3nn import o3
 from torch import Tensor, nn
 
+from eqdmri_monai.bases import Radial
 from eqdmri_monai.networks import PQNet
 from eqdmri_monai.nn import Gate, PConv, PQConv, QLengthPool
 
 ROOT = Path(__file__).resolve().parents[1]
 IRREPS_PQ, IRREPS_P, IRREPS_OUT = "7x0e+4x1e", ("20x0e+5x1e", "10x0e+3x1e", "5x0e+2x1e"), "1x0e"
 TAPS = 5**3
-MODELS = {"paper": {"num_radial_q": 16, "num_radial_reduction": 39}, "bundle": {}}  # Table 2, l_TP1_1+4; our default
+MODELS = {"paper": Radial(num_q=16, num_reduction=39), "bundle": Radial()}  # Table 2, l_TP1_1+4; our default
 SCANS = ("dwi_philips_elition16_t1", "dwi_philips_bangalore32")
 COMMON = {"size": 24, "directions": 42, "shells": 1, "b0": 0, "antipodal": True, "bf16": False, "recompute": False}
 CASES = ("roof", "networks", "kernels", "volumes", "scans")
@@ -102,7 +103,7 @@ def build(case: dict) -> nn.Module:
     torch.manual_seed(0)
     if case["model"] == "dense":
         return DenseNet(case["directions"] + case["b0"], channels_last=case["channels_last"])
-    options = {"antipodal": case["antipodal"], "recompute": case["recompute"], **MODELS[case["model"]]}
+    options = {"antipodal": case["antipodal"], "recompute": case["recompute"], "radial": MODELS[case["model"]]}
     return PQNet([IRREPS_PQ], IRREPS_P, IRREPS_OUT, **options)
 
 

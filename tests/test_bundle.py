@@ -231,8 +231,8 @@ def test_trained_weights_are_evaluated(cohort):
 def test_the_papers_way_of_training_evaluation_and_inference(cohort):
     items = json.loads((cohort / "scans.json").read_text())["training"][:1]
     (cohort / "one.json").write_text(json.dumps({"training": 2 * items, "validation": items, "testing": items}))
-    zoo = ["../../configs/paper.yaml", "../../configs/l_TP1_1+4_c.yaml"]
-    options = {"datalist": str(cohort / "one.json"), "network_def#num_radial_q": 2}
+    zoo = [f"../../configs/paper/{name}.yaml" for name in ("paper", "late", "l_TP1_1+4_c")]
+    options = {"datalist": str(cohort / "one.json"), "network_def#radial#num_q": 2}
     run(["train.yaml", *zoo], output_dir=str(cohort / "run"), epochs=1, val_interval=1, **options)
     assert len(losses(cohort / "run")) == 2
     statistics = json.loads((cohort / "run" / "models" / "statistics.json").read_text())
@@ -242,7 +242,7 @@ def test_the_papers_way_of_training_evaluation_and_inference(cohort):
     run(["train.yaml", *zoo, "evaluate.yaml"], output_dir=str(cohort / "eval"), **options)
     assert "val_dice" in (cohort / "eval" / "metrics.csv").read_text()
     del options["datalist"]
-    zoo[0] = "../../configs/paper_inference.yaml"
+    zoo[0] = "../../configs/paper/paper_inference.yaml"
     run(["inference.yaml", *zoo], dwi=str(cohort / "s0.nii.gz"), output_dir=str(cohort / "out"), **options)
     assert (cohort / "out" / "s0_probability.nii.gz").is_file()
 

@@ -1,4 +1,4 @@
-"""The zoo: every file of configs/ that is a row of the paper's Table 2."""
+"""The zoo: every file of configs/paper/ that is a row of the paper's Table 2."""
 
 import re
 from functools import cache
@@ -11,7 +11,8 @@ from monai.bundle import ConfigParser
 from eqdmri_monai.symmetry import cube_rotations, random_scheme, turn_grid
 
 ROOT = Path(__file__).parents[1]
-TRAIN = ROOT / "bundle" / "configs" / "train.yaml"
+PAPER = ROOT / "configs" / "paper"
+SHARED = {"l": "late", "g": "gradual", "n": "plain"}
 ROW = re.compile(r"\| \[`(\S+)\.yaml`\]\((\S+)\.yaml\) \| (\d+)")
 COUNTS = {  # parameters, of the paper's Table 2 but for n_5_many: the channels of Table 5, not the 622820 printed there
     "l_TP1_1+2": 461344,
@@ -46,12 +47,20 @@ COUNTS = {  # parameters, of the paper's Table 2 but for n_5_many: the channels 
 EQUIVARIANT = [name for name in COUNTS if name[0] in "lg"]
 
 
+def config(name: str) -> ConfigParser:
+    """Lay a row's files over the training's, as the README says."""
+    parser = ConfigParser()
+    shared = (PAPER / f"{file}.yaml" for file in ("paper", SHARED[name[0]], name))
+    parser.read_config([ROOT / "bundle" / "configs" / "train.yaml", *shared])
+    parser["device"] = "cpu"
+    return parser
+
+
 @cache
 def network(name: str) -> torch.nn.Module:
     """Build a row's network, in double precision, as the training does."""
-    parser = ConfigParser()
-    parser.read_config([TRAIN, ROOT / "configs" / "paper.yaml", ROOT / "configs" / f"{name}.yaml"])
-    parser.update({"device": "cpu", "spacing": [1.8, 1.8, 1.8]})
+    parser = config(name)
+    parser["spacing"] = [1.8, 1.8, 1.8]
     torch.manual_seed(0)
     return parser.get_parsed_content("network_def").double()
 
@@ -62,12 +71,12 @@ def smallest_scheme(name: str) -> torch.Tensor:
 
 
 def test_every_row_of_table_2_has_a_file():
-    files = {path.stem for path in (ROOT / "configs").glob("*.yaml")} - {"paper", "paper_inference"}
+    files = {path.stem for path in PAPER.glob("*.yaml")} - {"paper", "paper_inference", *SHARED.values()}
     assert files == set(COUNTS)
 
 
 def test_the_table_of_the_readme_has_these_numbers():
-    rows = ROW.findall((ROOT / "configs" / "README.md").read_text())
+    rows = ROW.findall((PAPER / "README.md").read_text())
     assert [(name, link, int(count)) for name, link, count in rows] == [(n, n, count) for n, count in COUNTS.items()]
 
 
@@ -90,9 +99,8 @@ def test_rows_commute_with_the_24_cube_rotations(name):
 @pytest.mark.parametrize("name", EQUIVARIANT)
 def test_rows_train_two_steps_and_predict(name):
     torch.set_default_dtype(torch.float32)
-    parser = ConfigParser()
-    parser.read_config([TRAIN, ROOT / "configs" / "paper.yaml", ROOT / "configs" / f"{name}.yaml"])
-    parser.update({"device": "cpu", "positive_weight": 20.0, "imports": None})
+    parser = config(name)
+    parser.update({"positive_weight": 20.0, "imports": None})
     net, loss, optimizer = (parser.get_parsed_content(key) for key in ("network", "loss", "optimizer"))
     q = smallest_scheme(name).float()
     image, label = torch.randn(1, len(q), 16, 16, 16), (torch.rand(1, 2, 16, 16, 16) < 0.5).float()

@@ -1,13 +1,16 @@
-"""Filter bases over p-space and q-space, as values: which harmonics of which offset make a filter of degree l_filter.
+"""Filter bases over p-space and q-space, as values: which filters of degree l_filter there are, and their angular part.
 
 A filter of degree l_filter is ``R(|Δp|, |q_out|, |q_in|) · (Y_lp(Δp) ⊗ Y_lq(q_out - q_in))_l_filter``. A basis says
 which (l_p, l_q) are used for each l_filter, and on which lengths R depends. Several bases in a list are a sum.
+
+A basis of another kind is a class with what `FilterBasis` and `DifferenceBasis` have in common: `over_p`, `over_q`,
+`separable`, `paths`, `angular` and `gain`; and `angular_p` where it is separable, that is, where harmonics of
+q_out - q_in are a factor. Layers ask for nothing else.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
-from itertools import combinations
 
 import torch
 from e3nn import o3
@@ -29,18 +32,17 @@ class FilterBasis:
     reach : int
         How far l_p and l_q may lie from l_filter (the d of TP±d).
     products : sequence of (l_filter, l_p, l_q)
-        Your own list without repeats, in place of `reach`.
+        Your own list, in place of `reach`.
     lmax : int
         Leave out products with any degree above it.
     l_filters : sequence of (l_out, l_in, list of l_filter)
         Degrees of the filters between two degrees of feature maps, where these are not to be all that equivariance
-        allows; without repeats.
+        allows.
 
     Raises
     ------
     ValueError
-        When the filters depend on neither p nor q, reach is negative, `products` is empty, or `products` or `l_filters`
-        holds an entry that is malformed, impossible, or there twice.
+        When the filters depend on neither p nor q, or a product or a degree is impossible.
 
     Source
     ------
@@ -54,36 +56,20 @@ class FilterBasis:
     products: Sequence[tuple[int, int, int]] | None = None
     lmax: int | None = None
     l_filters: Sequence[tuple[int, int, Sequence[int]]] = ()
+    separable = True
 
     def __post_init__(self):
         if not (self.over_p or self.over_q):
             raise ValueError(f"basis {self.name}: filters must depend on p or on q; set over_p or over_q")
-        if self.reach < 0:
-            raise ValueError(f"basis {self.name}: reach must be 0 or more, got {self.reach}")
         if self.products is not None:
-            self._freeze_products()
-        _freeze_l_filters(self)
-
-    def _freeze_products(self) -> None:
-        """Check the basis' own products, and make a sorted tuple of them."""
-        form = "(l_filter, l_p, l_q)"
-        products = sorted(_entries(self, "products", form, lambda l, l_p, l_q: tuple(map(_degree, (l, l_p, l_q)))))
-        if not products:
-            raise ValueError(f"basis {self.name}: products must list at least one {form}")
-        for product in products:
-            l, l_p, l_q = product
-            if l not in triangle(l_p, l_q):
-                raise ValueError(
-                    f"basis {self.name}: products must keep |l_p - l_q| <= l_filter <= l_p + l_q, so {form} = "
-                    f"{product} is impossible"
-                )
-            if (l_p and not self.over_p) or (l_q and not self.over_q):
-                raise ValueError(
-                    f"basis {self.name}: products hold {form} = {product}, which depends on a space that the basis "
-                    "leaves out; set over_p and over_q"
-                )
-        _refuse_repeats(self, "products", form, products)
-        object.__setattr__(self, "products", tuple(products))
+            object.__setattr__(self, "products", tuple(sorted({tuple(product) for product in self.products})))
+            for l, l_p, l_q in self.products:
+                if l not in triangle(l_p, l_q) or (l_p and not self.over_p) or (l_q and not self.over_q):
+                    raise ValueError(
+                        f"basis {self.name}: products hold (l_filter, l_p, l_q) = {(l, l_p, l_q)}, but l_filter must "
+                        "lie from |l_p - l_q| to l_p + l_q, and l_p or l_q is 0 without over_p or over_q"
+                    )
+        object.__setattr__(self, "l_filters", _parse_l_filters(self.name, self.l_filters))
 
     def pairs(self, l_filter: int) -> list[tuple[int, int]]:
         """Return the (l_p, l_q) that are coupled to l_filter."""
@@ -105,7 +91,72 @@ class FilterBasis:
         ------
         Müller et al., eq. 1 and 22.
         """
-        return [(l, l_p, l_q) for l in _degrees(self, l_out, l_in) for l_p, l_q in self.pairs(l)]
+        return [(l, l_p, l_q) for l in _degrees(self.l_filters, l_out, l_in) for l_p, l_q in self.pairs(l)]
+
+    def angular(
+        self, l_out: int, l_in: int, offset: Tensor, q_out: Tensor, q_in: Tensor, *, radius: float, q_max: float
+    ) -> Iterator[Tensor]:
+        """Yield the angular part of each path.
+
+        Parameters
+        ----------
+        l_out, l_in : int
+        offset, q_out, q_in : Tensor, shape (N, 3), (Q_out, 3), (Q_in, 3)
+            offset is Δp = p_out - p_in.
+        radius, q_max : float
+            Of the kernel and the layer; only directions count here.
+
+        Returns
+        -------
+        iterator of Tensor, each (N, Q_out, Q_in, 2 l_out + 1, 2 l_in + 1)
+        """
+        paths = self.paths(l_out, l_in)
+        sh_p = harmonics(max((l_p for _, l_p, _ in paths), default=0), offset)
+        sh_q = harmonics(max((l_q for _, _, l_q in paths), default=0), q_out[:, None] - q_in)
+        for l, l_p, l_q in paths:
+            over_p = torch.einsum(
+                "oipq,np->noiq", _path_tensor(l_out, l_in, l, l_p, l_q).to(offset), sh_p[:, degree_slice(l_p)]
+            )
+            yield torch.einsum("noim,qrm->nqroi", over_p, sh_q[..., degree_slice(l_q)])
+
+    def angular_p(self, l_out: int, l_in: int, offset: Tensor, lmax_q: int) -> Tensor:
+        """Angular part of all paths, with the harmonics of q_out - q_in left open.
+
+        Parameters
+        ----------
+        l_out, l_in : int
+        offset : Tensor, shape (N, 3)
+        lmax_q : int
+            Largest l_q of the layer.
+
+        Returns
+        -------
+        Tensor, shape (paths, 2 l_out + 1, 2 l_in + 1, (lmax_q + 1)², N)
+            To be contracted with ``harmonics(lmax_q, q_out - q_in)``.
+        """
+        paths = self.paths(l_out, l_in)
+        sh = harmonics(max((l_p for _, l_p, _ in paths), default=0), offset)  # [n, p]
+        out = offset.new_zeros(len(paths), 2 * l_out + 1, 2 * l_in + 1, (lmax_q + 1) ** 2, len(offset))
+        for k, (l, l_p, l_q) in enumerate(paths):
+            fixed = _path_tensor(l_out, l_in, l, l_p, l_q).to(offset)
+            out[k, :, :, degree_slice(l_q)] = torch.einsum("oipq,np->oiqn", fixed, sh[:, degree_slice(l_p)])
+        return out
+
+    def gain(self, l_out: int, l_in: int, lattice: Tensor, radial: Tensor) -> tuple[float, float]:
+        """Return how much filters with unit-normal weights amplify the variance of white noise, and of a constant.
+
+        Parameters
+        ----------
+        l_out, l_in : int
+        lattice : Tensor, shape (N, 3)
+            Offsets of a kernel.
+        radial : Tensor, shape (N, k)
+            Radial functions there.
+        """
+        fixed = self.angular_p(l_out, l_in, lattice, max((l_q for _, _, l_q in self.paths(l_out, l_in)), default=0))
+        white = torch.einsum("foimn,nk->o", fixed.square(), radial.square()).mean().item()
+        constant = torch.einsum("foimn,nk->foimk", fixed, radial).square().sum((0, 2, 3, 4)).mean().item()
+        return white, constant
 
 
 @dataclass(frozen=True)
@@ -127,7 +178,7 @@ class DifferenceBasis:
     Raises
     ------
     ValueError
-        When `l_filters` holds an entry that is malformed, impossible, or there twice.
+        When a degree is impossible.
 
     Source
     ------
@@ -138,9 +189,10 @@ class DifferenceBasis:
     lmax: int | None = None
     l_filters: Sequence[tuple[int, int, Sequence[int]]] = ()
     over_p = over_q = True
+    separable = False
 
     def __post_init__(self):
-        _freeze_l_filters(self)
+        object.__setattr__(self, "l_filters", _parse_l_filters(self.name, self.l_filters))
 
     def paths(self, l_out: int, l_in: int) -> list[tuple[int, None, None]]:
         """Return all (l_filter, None, None) from inputs of degree l_in to outputs of degree l_out.
@@ -149,54 +201,41 @@ class DifferenceBasis:
         ------
         Müller et al., eq. 1.
         """
-        return [(l, None, None) for l in _degrees(self, l_out, l_in) if self.lmax is None or l <= self.lmax]
+        degrees = _degrees(self.l_filters, l_out, l_in)
+        return [(l, None, None) for l in degrees if self.lmax is None or l <= self.lmax]
+
+    def angular(
+        self, l_out: int, l_in: int, offset: Tensor, q_out: Tensor, q_in: Tensor, *, radius: float, q_max: float
+    ) -> Iterator[Tensor]:
+        """Yield the angular part of each path; see `FilterBasis.angular`."""
+        paths = self.paths(l_out, l_in)
+        difference = offset[:, None, None] / radius - (q_out[:, None] - q_in) / q_max
+        sh = harmonics(max((l for l, _, _ in paths), default=0), difference)  # [n, q, r, m]
+        for l, _, _ in paths:
+            yield torch.einsum("ofi,nqrf->nqroi", coupling(l, l_in, l_out).to(sh), sh[..., degree_slice(l)])
+
+    def gain(self, l_out: int, l_in: int, lattice: Tensor, radial: Tensor) -> tuple[float, float]:
+        """See `FilterBasis.gain`; harmonics have unit variance, and a constant meets those of degree 0 alone."""
+        degrees = [l for l, _, _ in self.paths(l_out, l_in)]
+        white, constant = radial.square().sum().item(), radial.sum(0).square().sum().item()
+        return len(degrees) * white, degrees.count(0) * constant
 
 
-def _freeze_l_filters(basis: FilterBasis | DifferenceBasis) -> None:
-    """Check a basis' own choice of filter degrees, and make tuples of it."""
-    form = "(l_out, l_in, list of l_filter)"
-    rows = _entries(basis, "l_filters", form, lambda o, i, ls: (_degree(o), _degree(i), tuple(map(_degree, ls))))
-    for l_out, l_in, degrees in rows:
-        for l in degrees:
-            if l not in triangle(l_out, l_in):
-                raise ValueError(
-                    f"basis {basis.name}: l_filters holds l_filter = {l}, which is impossible from l_in = {l_in} to "
-                    f"l_out = {l_out}; it must be one of {list(triangle(l_out, l_in))}"
-                )
-        _refuse_repeats(basis, f"l_filters from l_in = {l_in} to l_out = {l_out}", "l_filter", degrees)
-    _refuse_repeats(basis, "l_filters", "(l_out, l_in)", [row[:2] for row in rows])
-    object.__setattr__(basis, "l_filters", tuple(rows))
+def _parse_l_filters(name: str, l_filters: Sequence) -> tuple[tuple[int, int, tuple[int, ...]], ...]:
+    """Return a basis' own choice of filter degrees as tuples."""
+    rows = tuple((l_out, l_in, tuple(ls)) for l_out, l_in, ls in l_filters)
+    for l_out, l_in, ls in rows:
+        if not set(ls) <= set(triangle(l_out, l_in)):
+            raise ValueError(
+                f"basis {name}: filters from l_in = {l_in} to l_out = {l_out} have degrees "
+                f"{list(triangle(l_out, l_in))}, but l_filters asks for {list(ls)}"
+            )
+    return rows
 
 
-def _entries(
-    basis: FilterBasis | DifferenceBasis, argument: str, form: str, parse: Callable[..., tuple]
-) -> list[tuple]:
-    """Parse each entry of an argument; `form` says what one looks like."""
-    given = getattr(basis, argument)
-    try:
-        return [parse(*entry) for entry in given]
-    except (TypeError, ValueError):
-        raise ValueError(
-            f"basis {basis.name}: {argument} must be a list of {form}, all whole numbers from 0, got {given!r}"
-        ) from None
-
-
-def _degree(l: int) -> int:
-    if not isinstance(l, int) or l < 0:
-        raise ValueError(f"a degree must be a whole number from 0, got {l!r}")
-    return l
-
-
-def _refuse_repeats(basis: FilterBasis | DifferenceBasis, argument: str, form: str, entries: Sequence) -> None:
-    """Refuse to name a filter twice: a second weight for it would add nothing."""
-    repeated = [entry for i, entry in enumerate(entries) if entry in entries[:i]]
-    if repeated:
-        raise ValueError(f"basis {basis.name}: {argument} must name each {form} once, got {repeated[0]} twice")
-
-
-def _degrees(basis: FilterBasis | DifferenceBasis, l_out: int, l_in: int) -> Sequence[int]:
-    own = {(o, i): degrees for o, i, degrees in basis.l_filters}
-    return own.get((l_out, l_in), triangle(l_out, l_in))
+def _degrees(l_filters: Sequence[tuple[int, int, tuple[int, ...]]], l_out: int, l_in: int) -> Sequence[int]:
+    own = [ls for o, i, ls in l_filters if (o, i) == (l_out, l_in)]
+    return sorted(set().union(*own)) if own else triangle(l_out, l_in)
 
 
 p_space = FilterBasis("p-space", over_q=False)  # Müller et al., eq. 23
@@ -214,91 +253,20 @@ def tp(reach: int) -> FilterBasis:
 tp1 = tp(1)
 
 
-def filter_coupling(l_filter: int, l_in: int, l_out: int) -> Tensor:
-    """Coefficients (m_out, m_filter, m_in) with which a filter of degree l_filter acts on an input.
+@cache
+def _path_tensor(l_out: int, l_in: int, l_filter: int, l_p: int, l_q: int) -> Tensor:
+    """Return the fixed numbers of one path, shape (m_out, m_in, m_p, m_q): both couplings contracted over m_filter.
 
     Source
     ------
-    Müller et al., eq. 8.
+    Müller et al., eq. 8 and 21.
     """
-    return coupling(l_filter, l_in, l_out)
-
-
-@cache
-def _path_tensor(l_out: int, l_in: int, l_filter: int, l_p: int, l_q: int) -> Tensor:
-    """Return the fixed numbers of one path, shape (m_out, m_in, m_p, m_q): both couplings contracted over m_filter."""
-    return torch.einsum("ofi,fpq->oipq", filter_coupling(l_filter, l_in, l_out), coupling(l_p, l_q, l_filter))
-
-
-def angular_tensor(basis: FilterBasis, l_out: int, l_in: int, offset: Tensor, lmax_q: int) -> Tensor:
-    """Angular part of a basis at given offsets, with the harmonics of q_out - q_in left open.
-
-    Parameters
-    ----------
-    basis : FilterBasis
-    l_out, l_in : int
-    offset : Tensor, shape (N, 3)
-        Δp = p_out - p_in.
-    lmax_q : int
-        Largest l_q of the layer.
-
-    Returns
-    -------
-    Tensor, shape (paths, 2 l_out + 1, 2 l_in + 1, (lmax_q + 1)², N)
-        To be contracted with ``harmonics(lmax_q, q_out - q_in)``.
-    """
-    paths = basis.paths(l_out, l_in)
-    sh = harmonics(max((l_p for _, l_p, _ in paths), default=0), offset)  # [n, p]
-    out = offset.new_zeros(len(paths), 2 * l_out + 1, 2 * l_in + 1, (lmax_q + 1) ** 2, len(offset))
-    for k, (l, l_p, l_q) in enumerate(paths):
-        fixed = _path_tensor(l_out, l_in, l, l_p, l_q).to(offset)
-        out[k, :, :, degree_slice(l_q)] = torch.einsum("oipq,np->oiqn", fixed, sh[:, degree_slice(l_p)])
-    return out
+    return torch.einsum("ofi,fpq->oipq", coupling(l_filter, l_in, l_out), coupling(l_p, l_q, l_filter))
 
 
 def max_lq(bases: Sequence[FilterBasis], irreps_in: o3.Irreps, irreps_out: o3.Irreps) -> int:
-    """Largest l_q that a list of bases needs between two types of feature map."""
+    """Largest l_q that a list of separable bases needs between two types of feature map."""
     return max(
         (l_q for basis in bases for a in irreps_out.ls for b in irreps_in.ls for _, _, l_q in basis.paths(a, b)),
         default=0,
     )
-
-
-def check_paths(bases: Sequence[FilterBasis | DifferenceBasis], irreps_in: o3.Irreps, irreps_out: o3.Irreps) -> None:
-    """Refuse a list of bases that is no sum of different filters between two types of feature map.
-
-    Bases whose radial functions see the same lengths share a filter where they share (l_filter, l_p, l_q). With
-    l_filter = 0, that of `DifferenceBasis` is the product (0, 0, 0): Y_0 is constant.
-
-    Raises
-    ------
-    ValueError
-        When `bases` is no list of bases or empty, one of them has no filter between the two types, or two share one.
-    """
-    if isinstance(bases, str) or not isinstance(bases, Sequence):
-        raise ValueError(f"bases must be a list of filter bases, got {bases!r}; write [...] around a single one")
-    if not bases:
-        raise ValueError("bases must name at least one filter basis, got an empty list")
-    degrees = sorted({(a, b) for a in irreps_out.ls for b in irreps_in.ls})
-    filters = []
-    for basis in bases:
-        if not isinstance(basis, FilterBasis | DifferenceBasis):
-            raise ValueError(
-                f"bases must hold FilterBasis or DifferenceBasis objects, got {basis!r}; those of the paper are in "
-                "eqdmri_monai.bases"
-            )
-        paths = {(*pair, l, l_p or 0, l_q or 0) for pair in degrees for l, l_p, l_q in basis.paths(*pair)}
-        if not paths:
-            raise ValueError(
-                f"basis {basis.name} has no filter from {irreps_in} to {irreps_out}; raise its lmax or list more "
-                "products"
-            )
-        filters.append(paths)
-    for (basis, paths), (other, others) in combinations(zip(bases, filters, strict=True), 2):
-        shared = sorted(paths & others)
-        if shared and (basis.over_p, basis.over_q) == (other.over_p, other.over_q):
-            l_out, l_in, *path = shared[0]
-            raise ValueError(
-                f"bases must not repeat a filter, got (l_filter, l_p, l_q) = {tuple(path)} from l_in = {l_in} to "
-                f"l_out = {l_out} in both {basis.name} and {other.name}; leave it out of one by products or l_filters"
-            )

@@ -1,10 +1,14 @@
 """Radial functions of a length: cosine and Gaussian bumps, alone or followed by a small fully connected network."""
 
 import math
+from dataclasses import dataclass
 
 import torch
 from e3nn.nn import FullyConnectedNet
 from torch import Tensor, nn
+
+# Mean square of the outputs of an untrained `RadialNetwork` over that of its inputs (mean of 200 seeds).
+NETWORK_POWER = 0.65
 
 
 class Cosine(nn.Module):
@@ -18,8 +22,6 @@ class Cosine(nn.Module):
         The last centre.
     learned : bool
         Train the centres and the step.
-    names : pair of str
-        What messages call `num` and `end`: the arguments of a layer that makes its own basis.
 
     Raises
     ------
@@ -31,9 +33,9 @@ class Cosine(nn.Module):
     Müller et al., eq. 38, with γ = 1/s.
     """
 
-    def __init__(self, num: int, end: float, *, learned: bool = False, names: tuple[str, str] = ("num", "end")):
+    def __init__(self, num: int, end: float, *, learned: bool = False):
         super().__init__()
-        _set_bumps(self, num, end, 1.0, learned=learned, names=names)
+        _set_bumps(self, num, end, 1.0, learned=learned)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the values at lengths x, shape (..., num)."""
@@ -52,8 +54,6 @@ class Gaussian(nn.Module):
         The last centre.
     learned : bool
         Train the centres and σ.
-    names : pair of str
-        As in `Cosine`.
 
     Raises
     ------
@@ -66,21 +66,19 @@ class Gaussian(nn.Module):
     A single function counts `end` as its step.
     """
 
-    def __init__(self, num: int, end: float, *, learned: bool = False, names: tuple[str, str] = ("num", "end")):
+    def __init__(self, num: int, end: float, *, learned: bool = False):
         super().__init__()
-        _set_bumps(self, num, end, 0.8 / math.sqrt(2), learned=learned, names=names)
+        _set_bumps(self, num, end, 0.8 / math.sqrt(2), learned=learned)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the values at lengths x, shape (..., num)."""
         return torch.exp(-0.5 * ((x[..., None] - self.centers) / self.width) ** 2)
 
 
-def _set_bumps(module: nn.Module, num: int, end: float, steps: float, *, learned: bool, names: tuple[str, str]) -> None:
+def _set_bumps(module: nn.Module, num: int, end: float, steps: float, *, learned: bool) -> None:
     """Give a module its `num`, `centers` (num,) and `width` (in steps): parameters, or numbers no state dict holds."""
-    if num < 1:
-        raise ValueError(f"{names[0]} must ask for at least 1 function, got {num}")
-    if not end > 0:
-        raise ValueError(f"{names[1]}, the centre of the last radial function, must be positive, got {end}")
+    if num < 1 or not end > 0:
+        raise ValueError(f"radial functions must be 1 or more, their last centre positive, got num={num} and end={end}")
     module.num, width = num, steps * end / max(num - 1, 1)
     for name, value in {"centers": torch.linspace(0, end, num), "width": torch.tensor(width)}.items():
         if learned:
@@ -90,70 +88,109 @@ def _set_bumps(module: nn.Module, num: int, end: float, steps: float, *, learned
 
 
 class RadialNetwork(nn.Module):
-    """Fully connected layers without biases on top of a radial basis.
+    """Fully connected layers without biases on top of bumps.
 
     Parameters
     ----------
-    basis : Module
+    bumps : Module
         `Cosine` or `Gaussian`.
     widths : sequence of int
         Neurons of each layer; the last one is the number of radial functions.
 
-    Raises
-    ------
-    ValueError
-        When there is no layer, or one without neurons.
-
     Source
     ------
     Müller et al., eq. 39, and section 4.2 for the widths, with e3nn's variance-preserving `FullyConnectedNet` and SiLU.
-    Without biases, lengths beyond the reach of the basis keep the value 0.
+    Without biases, lengths beyond the reach of the bumps keep the value 0.
     """
 
-    def __init__(self, basis: nn.Module, widths: tuple[int, ...] = (50, 50, 50)):
+    def __init__(self, bumps: nn.Module, widths: tuple[int, ...] = (50, 50, 50)):
         super().__init__()
-        if not widths or min(widths) < 1:
-            raise ValueError(f"widths must be one or more positive numbers of neurons, got {tuple(widths)}")
-        self.basis = basis
-        self.layers = FullyConnectedNet([basis.num, *widths], torch.nn.functional.silu)
+        self.bumps = bumps
+        self.layers = FullyConnectedNet([bumps.num, *widths], torch.nn.functional.silu)
         self.num = widths[-1]
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the values at lengths x, shape (..., num)."""
-        return self.layers(self.basis(x))
+        return self.layers(self.bumps(x))
 
 
-def radial_basis(
-    name: str, num: int, end: float, *, learned: bool = False, names: tuple[str, str, str] = ("name", "num", "end")
-) -> nn.Module:
-    """Return the radial basis that the paper's Table 2 calls `name`.
+BUMPS = {"cosine": Cosine, "Gaussian": Gaussian}
+
+
+@dataclass(frozen=True)
+class Radial:
+    """The radial functions of a layer, or of all layers of a network.
+
+    Functions of q-lengths are plain Gaussians whatever `p` is, as in the paper: a scheme has few q-lengths (b0 and its
+    shells), and on no more lengths than Gaussians their coefficients alone already make every function.
 
     Parameters
     ----------
-    name : str
-        "cosine", "Gaussian", or either with "+fc" for a `RadialNetwork` on top. Its three layers have the paper's 50
-        neurons, so that a name says all: it gives 50 functions whatever `num` is. For others, make one yourself.
-    num : int
-        Number of bumps.
-    end : float
-        Centre of the last bump.
+    p : str
+        Functions of |Δp| by the paper's names: "cosine", "Gaussian", or either with "+fc" for a `RadialNetwork` on top,
+        which gives 50 functions whatever `num_p` is.
+    num_p : int
+        Bumps over |Δp|, centred from 0 to the kernel's radius.
+    num_q : int
+        Gaussians over |q_in| and |q_out|, centred from 0 to `q_max`.
+    num_q_out : int
+        Gaussians over |q_out|; `num_q` if left out.
+    num_reduction : int
+        Gaussians over |q| in a late q-reduction.
+    q_max : float
+        sqrt(b / 1000) of the strongest weighting that a layer is made for.
     learned : bool
-        Train the bumps' centres and width.
-    names : three str
-        What messages call `name`, `num` and `end`: the arguments of a layer that makes its own basis.
+        Train the centres and widths of all of them.
 
     Raises
     ------
     ValueError
-        When the name is unknown, num < 1 or end is not positive.
+        When `p` is unknown, a number is below 1, or `q_max` is not positive.
 
     Source
     ------
-    Müller et al., section 4.2.
+    Müller et al., eq. 14-17 and section 4.2.
     """
-    bumps = {"cosine": Cosine, "Gaussian": Gaussian}
-    kind, plus, network = name.partition("+") if isinstance(name, str) else (name, "", "")
-    if kind not in bumps or (plus and network != "fc"):
-        raise ValueError(f"{names[0]}: a radial basis must be cosine, cosine+fc, Gaussian or Gaussian+fc, got {name!r}")
-    basis = bumps[kind](num, end, learned=learned, names=names[1:])
-    return RadialNetwork(basis) if network else basis
+
+    p: str = "cosine+fc"
+    num_p: int = 3
+    num_q: int = 3
+    num_q_out: int | None = None
+    num_reduction: int = 3
+    q_max: float = 1.75
+    learned: bool = False
+
+    def __post_init__(self):
+        if self.p not in [name + network for name in BUMPS for network in ("", "+fc")]:
+            raise ValueError(f"radial p must be cosine, cosine+fc, Gaussian or Gaussian+fc, got {self.p!r}")
+        for name in ("num_p", "num_q", "num_q_out", "num_reduction"):
+            number = getattr(self, name)
+            if number is not None and number < 1:
+                raise ValueError(f"{name} must ask for at least 1 radial function, got {number}")
+        if not self.q_max > 0:
+            raise ValueError(f"q_max, the centre of the last function of q-length, must be positive, got {self.q_max}")
+
+    def over_p(self, radius: float) -> nn.Module:
+        """Return new functions of |Δp| for a kernel of this radius."""
+        kind, _, network = self.p.partition("+")
+        bumps = BUMPS[kind](self.num_p, radius, learned=self.learned)
+        return RadialNetwork(bumps) if network else bumps
+
+    def over_q_in(self) -> Gaussian:
+        """Return new functions of |q_in|."""
+        return Gaussian(self.num_q, self.q_max, learned=self.learned)
+
+    def over_q_out(self) -> Gaussian:
+        """Return new functions of |q_out|."""
+        return Gaussian(self.num_q if self.num_q_out is None else self.num_q_out, self.q_max, learned=self.learned)
+
+    def over_reduction(self) -> Gaussian:
+        """Return new functions of |q| for a late q-reduction."""
+        return Gaussian(self.num_reduction, self.q_max, learned=self.learned)
+
+
+def untrained_power(radial: nn.Module, x: Tensor) -> Tensor:
+    """Return functions (N, k) of lengths x (N,) with the mean square, over initial weights, of radial functions."""
+    if not isinstance(radial, RadialNetwork):
+        return radial(x)
+    return radial.bumps(x) * (NETWORK_POWER * radial.num / radial.bumps.num) ** 0.5

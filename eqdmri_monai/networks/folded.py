@@ -143,7 +143,7 @@ def fold(network: PQNet | GradualPQNet, q: Tensor) -> FoldedNet:
     Müller et al., B.4 and eq. 53; Weiler et al. 2018, 3.5.2.
     """
     layers, q_in = [], QSampling.of(q.to(network.pq_convs[0].lattice)).q
-    for i, (conv, gate) in enumerate(zip(network.pq_convs, network.pq_gates, strict=True)):
+    for i, (conv, gate) in enumerate(zip(network.pq_convs, network.pq_nonlinearities, strict=True)):
         last = i == len(network.pq_convs) - 1
         if isinstance(network, GradualPQNet):
             q_out = torch.zeros_like(q[:1]) if last else q_in[spread_subset(q_in, network.q_counts[i])]

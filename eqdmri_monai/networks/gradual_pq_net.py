@@ -1,12 +1,13 @@
 """The network that thins out q-space from layer to layer, until only q = 0 is left."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from e3nn import o3
 from torch import Tensor, nn
 
-from eqdmri_monai.bases.filters import DifferenceBasis, FilterBasis, tp1
+from eqdmri_monai.bases import DifferenceBasis, FilterBasis, Radial, tp1
 from eqdmri_monai.gradients import QSampling, spread_subset
 from eqdmri_monai.networks.pq_net import check_scheme
 from eqdmri_monai.nn import PQConv, PStack, nonlinear_layer
@@ -28,8 +29,8 @@ class GradualPQNet(nn.Module):
         Number of q-vectors after each pq layer, b0 included; never rising.
     irreps_reduction : o3.Irreps
         Type after the reduction.
-    num_radial_q : sequence of int
-        Number of functions over the q-lengths of the input and of each pq layer's output.
+    num_q : sequence of int
+        Number of functions over the q-lengths of the input and of each pq layer's output; that of `radial` is not used.
     irreps_p, irreps_out, and all other options
         As in `PQNet`. There is no scheme of its own, since no layer streams over q_out and `fold` fixes one.
 
@@ -55,11 +56,8 @@ class GradualPQNet(nn.Module):
         bases: Sequence[FilterBasis | DifferenceBasis] = (tp1,),
         kernel_size: int = 5,
         spacing: tuple[float, float, float] = (2.0, 2.0, 2.0),
-        radial_p: str = "cosine+fc",
-        num_radial_p: int = 3,
-        num_radial_q: Sequence[int] = (3, 2),
-        learn_radial: bool = False,
-        q_max: float = 1.75,
+        radial: Radial = Radial(),
+        num_q: Sequence[int] = (3, 2),
         nonlinearity: str = "gate",
         normalization: str | None = None,
         dropout: float = 0.0,
@@ -67,35 +65,33 @@ class GradualPQNet(nn.Module):
         recompute: bool = False,
     ):
         super().__init__()
-        if not len(irreps_pq) == len(q_counts) == len(num_radial_q) - 1:
+        if not len(irreps_pq) == len(q_counts) == len(num_q) - 1:
             raise ValueError(
-                f"q_counts and num_radial_q must have {len(irreps_pq)} and {len(irreps_pq) + 1} entries for "
-                f"{len(irreps_pq)} pq layers, got {len(q_counts)} and {len(num_radial_q)}"
+                f"q_counts and num_q must have {len(irreps_pq)} and {len(irreps_pq) + 1} entries for {len(irreps_pq)} "
+                f"pq layers, got {len(q_counts)} and {len(num_q)}"
             )
         if sorted(q_counts, reverse=True) != list(q_counts) or min(q_counts, default=1) < 1:
             raise ValueError(f"q_counts must be at least 1 and never rise, got {list(q_counts)}")
         self.q_counts, self.recompute = tuple(q_counts), recompute
         self.irreps_in, self.irreps_out = parse_irreps(irreps_in, "irreps_in"), parse_irreps(irreps_out, "irreps_out")
         irreps_pq, irreps_p = parse_irreps_list(irreps_pq, "irreps_pq"), parse_irreps_list(irreps_p, "irreps_p")
-        common = {"kernel_size": kernel_size, "spacing": spacing, "learn_radial": learn_radial}
-        self.pq_convs, self.pq_gates = nn.ModuleList(), nn.ModuleList()
+        self.pq_convs, self.pq_nonlinearities = nn.ModuleList(), nn.ModuleList()
         irreps = self.irreps_in
-        radial = [radial_p] * len(irreps_pq) + [radial_p.partition("+")[0]]
-        num_out = [*num_radial_q[1:], 1]
-        for irreps_hidden, name, n_in, n_out in zip(
-            [*irreps_pq, parse_irreps(irreps_reduction, "irreps_reduction")], radial, num_radial_q, num_out, strict=True
+        bumps = [radial.p] * len(irreps_pq) + [radial.p.partition("+")[0]]
+        for irreps_hidden, p, n_in, n_out in zip(
+            [*irreps_pq, parse_irreps(irreps_reduction, "irreps_reduction")], bumps, num_q, [*num_q[1:], 1], strict=True
         ):
             act = nonlinear_layer(nonlinearity, irreps_hidden)
             conv = PQConv(
-                irreps, act.irreps_in, bases=bases, radial_p=name, num_radial_p=num_radial_p, num_radial_q_in=n_in,
-                num_radial_q_out=n_out, q_max=q_max, antipodal=antipodal, **common,
+                irreps, act.irreps_in, bases=bases, kernel_size=kernel_size, spacing=spacing,
+                radial=replace(radial, p=p, num_q=n_in, num_q_out=n_out), antipodal=antipodal,
             )  # fmt: skip
             self.pq_convs.append(conv)
-            self.pq_gates.append(act)
+            self.pq_nonlinearities.append(act)
             irreps = act.irreps_out
         self.p_layers = PStack(
-            [irreps, *irreps_p, irreps_out], radial=radial_p, num_radial=num_radial_p, nonlinearity=nonlinearity,
-            normalization=normalization, dropout=dropout, recompute=recompute, **common,
+            [irreps, *irreps_p, irreps_out], kernel_size=kernel_size, spacing=spacing, radial=radial,
+            nonlinearity=nonlinearity, normalization=normalization, dropout=dropout, recompute=recompute,
         )  # fmt: skip
 
     def forward(self, image: Tensor, q: Tensor | None = None) -> Tensor:
@@ -124,7 +120,7 @@ class GradualPQNet(nn.Module):
             raise ValueError(
                 f"q_counts asks for {max(self.q_counts)} q-vectors but the scan has {len(q)}; lower q_counts"
             )
-        for conv, act, count in zip(self.pq_convs, self.pq_gates, [*self.q_counts, 0], strict=True):
+        for conv, act, count in zip(self.pq_convs, self.pq_nonlinearities, [*self.q_counts, 0], strict=True):
             q_out = q[spread_subset(q, count)] if count else torch.zeros_like(q[:1])
 
             def layer(x: Tensor, conv=conv, act=act, q=q, q_out=q_out) -> Tensor:

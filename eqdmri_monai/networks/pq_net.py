@@ -6,7 +6,7 @@ import torch
 from e3nn import o3
 from torch import Tensor, nn
 
-from eqdmri_monai.bases.filters import DifferenceBasis, FilterBasis, tp1
+from eqdmri_monai.bases import DifferenceBasis, FilterBasis, Radial, tp1
 from eqdmri_monai.nn import PQConv, PStack, QLengthPool, QMean, nonlinear_layer
 from eqdmri_monai.nn.irreps import parse_irreps, parse_irreps_list
 from eqdmri_monai.nn.recompute import run, streamed_sum
@@ -34,14 +34,8 @@ class PQNet(nn.Module):
         Voxels along each axis, odd.
     spacing : three floats
         Voxel sizes in mm that the network is made for.
-    radial_p : str
-        "cosine", "Gaussian", or either with "+fc".
-    num_radial_p, num_radial_q, num_radial_reduction : int
-        Number of bumps over |Δp|, over q-lengths in the pq layers, and in the sum over q.
-    learn_radial : bool
-        Train the bumps' centres and widths.
-    q_max : float
-        sqrt(b / 1000) of the strongest weighting that the network is made for.
+    radial : Radial
+        Radial functions of all layers.
     reduction : str
         "length", a learned function of q-length, or "mean".
     nonlinearity, normalization, dropout
@@ -77,12 +71,7 @@ class PQNet(nn.Module):
         bases: Sequence[FilterBasis | DifferenceBasis] = (tp1,),
         kernel_size: int = 5,
         spacing: tuple[float, float, float] = (2.0, 2.0, 2.0),
-        radial_p: str = "cosine+fc",
-        num_radial_p: int = 3,
-        num_radial_q: int = 3,
-        num_radial_reduction: int = 3,
-        learn_radial: bool = False,
-        q_max: float = 1.75,
+        radial: Radial = Radial(),
         reduction: str = "length",
         nonlinearity: str = "gate",
         normalization: str | None = None,
@@ -101,23 +90,21 @@ class PQNet(nn.Module):
         self.q = None if q is None else torch.as_tensor(q, dtype=torch.get_default_dtype())
         self.irreps_in, self.irreps_out = parse_irreps(irreps_in, "irreps_in"), parse_irreps(irreps_out, "irreps_out")
         irreps_pq, irreps_p = parse_irreps_list(irreps_pq, "irreps_pq"), parse_irreps_list(irreps_p, "irreps_p")
-        common = {"kernel_size": kernel_size, "spacing": spacing, "learn_radial": learn_radial}
-        self.pq_convs, self.pq_gates = nn.ModuleList(), nn.ModuleList()
+        self.pq_convs, self.pq_nonlinearities = nn.ModuleList(), nn.ModuleList()
         irreps = self.irreps_in
         for irreps_hidden in irreps_pq:
             act = nonlinear_layer(nonlinearity, irreps_hidden)
             conv = PQConv(
-                irreps, act.irreps_in, bases=bases, radial_p=radial_p, num_radial_p=num_radial_p,
-                num_radial_q_in=num_radial_q, num_radial_q_out=num_radial_q, q_max=q_max, antipodal=antipodal, **common,
+                irreps, act.irreps_in, bases=bases, kernel_size=kernel_size, spacing=spacing, radial=radial,
+                antipodal=antipodal,
             )  # fmt: skip
             self.pq_convs.append(conv)
-            self.pq_gates.append(act)
+            self.pq_nonlinearities.append(act)
             irreps = act.irreps_out
-        pool = QLengthPool(irreps, num_radial=num_radial_reduction, q_max=q_max, learn_radial=learn_radial)
-        self.pool = pool if reduction == "length" else QMean()
+        self.pool = QLengthPool(irreps, radial=radial) if reduction == "length" else QMean()
         self.p_layers = PStack(
-            [irreps, *irreps_p, irreps_out], radial=radial_p, num_radial=num_radial_p, nonlinearity=nonlinearity,
-            normalization=normalization, dropout=dropout, recompute=recompute, **common,
+            [irreps, *irreps_p, irreps_out], kernel_size=kernel_size, spacing=spacing, radial=radial,
+            nonlinearity=nonlinearity, normalization=normalization, dropout=dropout, recompute=recompute,
         )  # fmt: skip
 
     def forward(self, image: Tensor, q: Tensor | None = None) -> Tensor:
@@ -141,12 +128,12 @@ class PQNet(nn.Module):
             volumes than the image.
         """
         x, q = check_scheme(image, self.q if q is None else q, self.irreps_in)
-        for conv, act in zip(self.pq_convs[:-1], self.pq_gates[:-1], strict=True):
+        for conv, act in zip(self.pq_convs[:-1], self.pq_nonlinearities[:-1], strict=True):
             x = run(lambda x, conv=conv, act=act: act(conv(x, q, chunk=self.chunk)), x, recompute=self.recompute)
         return self.p_layers(self._last_pq_layer_and_pool(x, q))
 
     def _last_pq_layer_and_pool(self, x: Tensor, q: Tensor) -> Tensor:
-        conv, act = self.pq_convs[-1], self.pq_gates[-1]
+        conv, act = self.pq_convs[-1], self.pq_nonlinearities[-1]
         prepared = conv.prepare(x, q)
         coefficients = self.pool.coefficients(prepared.mixing.sampling_out)
 
@@ -161,7 +148,7 @@ class PQNet(nn.Module):
         chunks, tensors = list(prepared.mixing.chunks(self.chunk)), [coefficients, *prepared.tensors()]
         if not self.recompute:
             return sum(pooled(index, *tensors) for index in chunks)
-        return streamed_sum(pooled, chunks, tensors, [*act.parameters(), *conv.differences.parameters()])
+        return streamed_sum(pooled, chunks, tensors, [*act.parameters(), *conv.parameters()])
 
 
 def check_scheme(image: Tensor, q: Tensor | None, irreps_in: o3.Irreps) -> tuple[Tensor, Tensor]:

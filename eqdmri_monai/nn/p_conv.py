@@ -4,9 +4,8 @@ import torch
 from e3nn import o3
 from torch import Tensor, nn
 
-from eqdmri_monai.bases import FilterBasis, p_space
-from eqdmri_monai.bases.filters import check_paths
-from eqdmri_monai.nn.filter_weights import ProductFilters
+from eqdmri_monai.bases import FilterBasis, Radial, p_space
+from eqdmri_monai.nn.filters import Filters
 from eqdmri_monai.nn.grid_conv import Convolution, kernel_lattice
 from eqdmri_monai.nn.irreps import parse_irreps, scalar_bias
 from eqdmri_monai.nn.kernel_cache import KernelCache
@@ -24,20 +23,16 @@ class PConv(nn.Module):
         Voxels along each axis, odd.
     spacing : three floats
         Voxel sizes in mm; only their ratios matter.
-    radial : str
-        "cosine", "Gaussian", or either with "+fc".
-    num_radial : int
-        Number of bumps, centred from 0 to the kernel's radius.
-    learn_radial : bool
-        Train the bumps' centres and width.
+    radial : Radial
+        Those of |Δp| count.
     basis : FilterBasis
         `p_space`, or a part of it.
 
     Raises
     ------
     ValueError
-        When the irreps have odd labels, the kernel size is even, a spacing is not positive, the radial basis is
-        unknown or has less than one function, or the filter basis depends on q or has no filter between the two types.
+        When the irreps have odd labels, the kernel size is even, a spacing is not positive, or the basis depends on q
+        or has no filter between the two types.
 
     Source
     ------
@@ -51,25 +46,19 @@ class PConv(nn.Module):
         *,
         kernel_size: int = 5,
         spacing: tuple[float, float, float] = (1.0, 1.0, 1.0),
-        radial: str = "cosine+fc",
-        num_radial: int = 3,
-        learn_radial: bool = False,
+        radial: Radial = Radial(),
         basis: FilterBasis = p_space,
     ):
         super().__init__()
         self.irreps_in = parse_irreps(irreps_in, "irreps_in")
         self.irreps_out = parse_irreps(irreps_out, "irreps_out")
-        if not isinstance(basis, FilterBasis):
-            raise ValueError(f"basis must be a FilterBasis such as p_space, got {basis!r}")
         if basis.over_q:
             raise ValueError(f"basis of a p layer must not depend on q, got {basis.name}; use p_space")
-        check_paths([basis], self.irreps_in, self.irreps_out)
         self.kernel_size = kernel_size
         lattice, radius = kernel_lattice(kernel_size, spacing)
         self.register_buffer("lattice", lattice, persistent=False)
-        self.filters = ProductFilters(
-            basis, self.irreps_in, self.irreps_out, lmax_q=0, lattice=lattice, radius=radius, radial_p=radial,
-            num_radial_p=num_radial, learn_radial=learn_radial,
+        self.filters = Filters(
+            basis, self.irreps_in, self.irreps_out, lattice=lattice, radius=radius, radial=radial,
             noise_gain=2.0,  # the self-connection has the other half
             smooth_share=0.25,  # what gates give is far from white
         )  # fmt: skip
@@ -79,12 +68,13 @@ class PConv(nn.Module):
 
     def kernel(self, offset: Tensor) -> Tensor:
         """Evaluate the filter law at any offsets (N, 3) in mm; returns (N, irreps_out.dim, irreps_in.dim)."""
-        return self._filters(offset, on_lattice=False).movedim(-1, 0)
+        zero = offset.new_zeros(1, 3)
+        return self.filters.kernel(offset, zero, zero)[:, 0, :, 0]
 
     def grid_kernel(self) -> Tensor:
         """Return the conv3d weight (irreps_out.dim, irreps_in.dim, X, Y, Z), self-connection included."""
-        k = self.kernel_size
-        weight = self._filters(self.lattice, on_lattice=True).unflatten(-1, (k, k, k))
+        k, zero = self.kernel_size, self.lattice.new_zeros(1)
+        weight = self.filters.by_shell(self.lattice, zero, zero)[0, 0, :, :, 0].unflatten(-1, (k, k, k))
         centre = torch.zeros_like(weight)
         centre[:, :, k // 2, k // 2, k // 2] = 0.5**0.5 * self.self_connection.matrix()
         return weight + centre
@@ -117,7 +107,3 @@ class PConv(nn.Module):
     def _build(self) -> tuple[Tensor, Tensor]:
         with torch.autocast(self.lattice.device.type, enabled=False):  # bf16 would lose the kernels' symmetry
             return self.grid_kernel(), self.scalar_bias()
-
-    def _filters(self, offset: Tensor, *, on_lattice: bool) -> Tensor:
-        zero = offset.new_zeros(1)
-        return self.filters(offset, zero, zero, on_lattice=on_lattice)[0, 0, :, :, 0]  # [o, i, n]

@@ -2,11 +2,13 @@
 
 import itertools
 from collections.abc import Sequence
+from functools import partial
 
 from e3nn import o3
 from e3nn.nn import Dropout
 from torch import Tensor, nn
 
+from eqdmri_monai.bases import Radial
 from eqdmri_monai.nn.channels_first import ChannelsFirst
 from eqdmri_monai.nn.nonlinearity import nonlinear_layer
 from eqdmri_monai.nn.normalization import norm_layer
@@ -21,6 +23,8 @@ class PStack(nn.Sequential):
     ----------
     irreps : sequence of o3.Irreps
         Types of the input, after each layer, and of the output.
+    kernel_size, spacing, radial
+        As in `PConv`.
     nonlinearity : str
         "gate", "norm", "squash" or "tensor product".
     normalization : str or None
@@ -30,8 +34,6 @@ class PStack(nn.Sequential):
     recompute : bool
         Keep the input of each layer alone and recompute the rest in the backward pass (a batch normalisation then
         counts each batch twice in its running statistics).
-    **options
-        Of `PConv`.
 
     Raises
     ------
@@ -47,24 +49,27 @@ class PStack(nn.Sequential):
         self,
         irreps: Sequence[o3.Irreps | str],
         *,
+        kernel_size: int = 5,
+        spacing: tuple[float, float, float] = (1.0, 1.0, 1.0),
+        radial: Radial = Radial(),
         nonlinearity: str = "gate",
         normalization: str | None = None,
         dropout: float = 0.0,
         recompute: bool = False,
-        **options,
     ):
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout must be a probability below 1, got {dropout}")
+        conv = partial(PConv, kernel_size=kernel_size, spacing=spacing, radial=radial)
         layers = []
         for irreps_in, irreps_hidden in itertools.pairwise(irreps[:-1]):
             act = nonlinear_layer(nonlinearity, irreps_hidden)
-            layers.append(PConv(irreps_in, act.irreps_in, **options))
+            layers.append(conv(irreps_in, act.irreps_in))
             if normalization is not None:
                 layers.append(norm_layer(normalization, act.irreps_in))
             layers.append(act)
             if dropout:
                 layers.append(ChannelsFirst(Dropout(irreps_hidden, dropout)))
-        super().__init__(*layers, PConv(irreps[-2], irreps[-1], **options))
+        super().__init__(*layers, conv(irreps[-2], irreps[-1]))
         self.irreps_in, self.irreps_out = o3.Irreps(irreps[0]), o3.Irreps(irreps[-1])
         self.recompute = recompute
 

@@ -17,8 +17,9 @@ from e3nn import o3
 from torch import Tensor, nn
 
 from eqdmri_monai.bases.angular import harmonics
-from eqdmri_monai.bases.filters import DifferenceBasis, FilterBasis, check_paths, max_lq, tp1
-from eqdmri_monai.nn.filter_weights import DifferenceFilters, ProductFilters
+from eqdmri_monai.bases.filters import FilterBasis, max_lq, tp1
+from eqdmri_monai.bases.radial import Radial
+from eqdmri_monai.nn.filters import Filters
 from eqdmri_monai.nn.grid_conv import Convolution, conv3d, kernel_lattice
 from eqdmri_monai.nn.irreps import parse_irreps, scalar_bias
 from eqdmri_monai.nn.kernel_cache import KernelCache
@@ -117,25 +118,15 @@ class PQConv(nn.Module):
         Voxels along each axis, odd.
     spacing : three floats
         Voxel sizes in any unit; only their ratios matter.
-    radial_p : str
-        "cosine", "Gaussian", or either with "+fc".
-    num_radial_p : int
-        Number of bumps over |Δp|, centred from 0 to the kernel's radius.
-    num_radial_q_in, num_radial_q_out : int
-        Number of Gaussians over |q_in| and |q_out|, centred from 0 to `q_max`.
-    q_max : float
-        sqrt(b / 1000) of the strongest weighting that the layer is made for.
-    learn_radial : bool
-        Train the centres and widths of all radial functions.
+    radial : Radial
     antipodal : bool
         Close the set of q-vectors under q -> -q.
 
     Raises
     ------
     ValueError
-        When the irreps have odd labels, the list of bases is empty or repeats a filter, one of them has no filter
-        between the two types, the kernel size is even, a spacing or q_max is not positive, or a radial basis is unknown
-        or has less than one function.
+        When the irreps have odd labels, the list of bases is empty, one of them has no filter between the two types,
+        the kernel size is even, or a spacing is not positive.
 
     Source
     ------
@@ -150,41 +141,27 @@ class PQConv(nn.Module):
         bases: Sequence[FilterBasis] = (tp1,),
         kernel_size: int = 5,
         spacing: tuple[float, float, float] = (1.0, 1.0, 1.0),
-        radial_p: str = "cosine+fc",
-        num_radial_p: int = 3,
-        num_radial_q_in: int = 3,
-        num_radial_q_out: int = 3,
-        q_max: float = 1.75,
-        learn_radial: bool = False,
+        radial: Radial = Radial(),
         antipodal: bool = True,
     ):
         super().__init__()
         self.irreps_in = parse_irreps(irreps_in, "irreps_in")
         self.irreps_out = parse_irreps(irreps_out, "irreps_out")
-        check_paths(bases, self.irreps_in, self.irreps_out)
+        if not bases:
+            raise ValueError("bases must name at least one filter basis, got an empty list")
         self.kernel_size, self.antipodal, self.num_bases = kernel_size, antipodal, len(bases)
-        products = [basis for basis in bases if isinstance(basis, FilterBasis)]
-        differences = [basis for basis in bases if isinstance(basis, DifferenceBasis)]
-        self.lmax_q = max_lq(products, self.irreps_in, self.irreps_out)
+        self.lmax_q = max_lq([basis for basis in bases if basis.separable], self.irreps_in, self.irreps_out)
         lattice, radius = kernel_lattice(kernel_size, spacing)
         self.register_buffer("lattice", lattice, persistent=False)
-        options = {
-            "lattice": lattice,
-            "radius": radius,
-            "radial_p": radial_p,
-            "num_radial_p": num_radial_p,
-            "num_radial_q_out": num_radial_q_out,
-            "num_radial_q_in": num_radial_q_in,
-            "q_max": q_max,
-            "learn_radial": learn_radial,
-            "noise_gain": 4.0 * len(bases),  # b0 and shells each give 1, the self-connection as much as both
-            "smooth_share": 0.1,
-        }
-        irreps = self.irreps_in, self.irreps_out
         self.filters = nn.ModuleList(
-            ProductFilters(basis, *irreps, lmax_q=self.lmax_q, **options) for basis in products
-        )
-        self.differences = nn.ModuleList(DifferenceFilters(basis, *irreps, **options) for basis in differences)
+            Filters(
+                basis, self.irreps_in, self.irreps_out, lattice=lattice, radius=radius, radial=radial,
+                lmax_q=self.lmax_q,
+                noise_gain=4.0 * len(bases),  # b0 and shells each give 1, the self-connection as much as both
+                smooth_share=0.1,
+            )
+            for basis in bases
+        )  # fmt: skip
         self.self_connections = nn.ModuleList(Linear(self.irreps_in, self.irreps_out) for _ in bases)
         self.bias = nn.Parameter(torch.zeros(self.irreps_out.count("0e")))
         self._kernels = KernelCache()
@@ -204,20 +181,16 @@ class PQConv(nn.Module):
         Tensor, shape (N, Q_out, irreps_out.dim, Q_in, irreps_in.dim)
             Without quadrature weights and self-connection.
         """
-        kernel = self._dense(offset, q_out, q_in)
-        if self.filters:
-            filters = self._filters(offset, q_out.norm(dim=-1), q_in.norm(dim=-1), on_lattice=False)
-            sh = harmonics(self.lmax_q, q_out[:, None] - q_in)
-            kernel = kernel + torch.einsum("qroimn,qrm->nqori", filters, sh)
-        return kernel
+        return sum(filters.kernel(offset, q_out, q_in) for filters in self.filters)
 
     def grid_kernel(self, mixing: QMixing) -> Tensor:
         """Return the p-kernels between shells, shape (S_out, S_in, dim_out, dim_in, (lmax_q + 1)², X, Y, Z)."""
         with torch.autocast(self.lattice.device.type, enabled=False):  # bf16 would lose the kernels' symmetry
-            filters = self._filters(
-                self.lattice, mixing.sampling_out.length, mixing.sampling_in.length, on_lattice=True
-            )
-        return filters.unflatten(-1, 3 * (self.kernel_size,))
+            s, t = mixing.sampling_out.length, mixing.sampling_in.length
+            separable = [filters.by_shell(self.lattice, s, t) for filters in self.filters if filters.basis.separable]
+            size = len(s), len(t), self.irreps_out.dim, self.irreps_in.dim, (self.lmax_q + 1) ** 2, len(self.lattice)
+            kernel = sum(separable) if separable else self.lattice.new_zeros(size)
+        return kernel.unflatten(-1, 3 * (self.kernel_size,))
 
     def mixing(self, q_in: Tensor, q_out: Tensor | None = None) -> QMixing:
         """Return the fixed numbers for q-vectors (Q_in, 3) and (Q_out, 3); without q_out, it is q_in."""
@@ -327,7 +300,7 @@ class PQConv(nn.Module):
         tuple of Tensor, each (B, irreps_out.dim, n, X, Y, Z)
             At q_out; with `antipodal`, also at -q_out.
         """
-        if not self.differences:
+        if all(filters.basis.separable for filters in self.filters):
             return self._convolve_products(prepared, index)
         products, q_out = self._convolve_products(prepared, index), prepared.mixing.sampling_out.q[index]
         return tuple(
@@ -442,14 +415,8 @@ class PQConv(nn.Module):
         return scalar_bias(self.bias, self.irreps_out)
 
     def _dense(self, offset: Tensor, q_out: Tensor, q_in: Tensor) -> Tensor:
-        """Kernels of the bases that do not factor, shape (N, Q_out, dim_out, Q_in, dim_in)."""
-        size = len(offset), len(q_out), self.irreps_out.dim, len(q_in), self.irreps_in.dim
-        return sum((d(offset, q_out, q_in) for d in self.differences), offset.new_zeros(size))
-
-    def _filters(self, offset: Tensor, length_out: Tensor, length_in: Tensor, *, on_lattice: bool) -> Tensor:
-        size = len(length_out), len(length_in), self.irreps_out.dim, self.irreps_in.dim, (self.lmax_q + 1) ** 2
-        filters = (f(offset, length_out, length_in, on_lattice=on_lattice) for f in self.filters)
-        return sum(filters, offset.new_zeros(*size, len(offset)))
+        """Kernels of the bases that are not separable, shape (N, Q_out, dim_out, Q_in, dim_in)."""
+        return sum(f.kernel(offset, q_out, q_in) for f in self.filters if not f.basis.separable)
 
 
 def _add_product(y: Tensor | None, a: Tensor, b: Tensor) -> Tensor:

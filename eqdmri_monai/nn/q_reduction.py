@@ -4,7 +4,7 @@ import torch
 from e3nn import o3
 from torch import Tensor, nn
 
-from eqdmri_monai.bases.radial import Gaussian
+from eqdmri_monai.bases.radial import Radial
 from eqdmri_monai.gradients import QSampling
 
 
@@ -17,30 +17,19 @@ class QLengthPool(nn.Module):
     ----------
     irreps : o3.Irreps
         Of input and output alike; one set of coefficients for each copy of an irrep.
-    num_radial : int
-        Number of Gaussians over |q|, centred from 0 to `q_max`.
-    q_max : float
-        sqrt(b / 1000) of the strongest weighting that the layer is made for.
-    learn_radial : bool
-        Train the centres and the width of the Gaussians.
-
-    Raises
-    ------
-    ValueError
-        When num_radial < 1 or q_max is not positive.
+    radial : Radial
+        Its `num_reduction`, `q_max` and `learned` count.
 
     Source
     ------
     Müller et al., section 4.2, "late".
     """
 
-    def __init__(
-        self, irreps: o3.Irreps | str, *, num_radial: int = 3, q_max: float = 1.75, learn_radial: bool = False
-    ):
+    def __init__(self, irreps: o3.Irreps | str, *, radial: Radial = Radial()):
         super().__init__()
         self.irreps_in = self.irreps_out = o3.Irreps(irreps)
-        self.radial = Gaussian(num_radial, q_max, learned=learn_radial, names=("num_radial", "q_max"))
-        self.weight = nn.Parameter(torch.randn(num_radial, self.irreps_in.num_irreps))
+        self.radial = radial.over_reduction()
+        self.weight = nn.Parameter(torch.randn(self.radial.num, self.irreps_in.num_irreps))
         repeats = torch.tensor([ir.dim for mul, ir in self.irreps_in for _ in range(mul)])
         self.register_buffer("repeats", repeats, persistent=False)
 

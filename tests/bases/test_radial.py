@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from eqdmri_monai.bases import Cosine, Gaussian, RadialNetwork, radial_basis
+from eqdmri_monai.bases import Cosine, Gaussian, Radial, RadialNetwork
 
 
 def test_cosine_bumps_are_one_at_their_centre_and_zero_a_step_away():
@@ -25,7 +25,7 @@ def test_the_network_is_zero_beyond_the_reach_of_its_basis():
 
 
 def test_the_network_has_the_papers_parameters():
-    assert sum(p.numel() for p in radial_basis("cosine+fc", 3, 2.0).parameters()) == 5150
+    assert sum(p.numel() for p in Radial("cosine+fc", num_p=3).over_p(2.0).parameters()) == 5150
 
 
 @pytest.mark.parametrize("kind", [Cosine, Gaussian])
@@ -46,26 +46,31 @@ def test_one_bump_is_centred_at_zero():
 
 
 @pytest.mark.parametrize("kind", [Cosine, Gaussian])
-@pytest.mark.parametrize(
-    ("num", "end", "words"),
-    [
-        (0, 1.0, "num must ask for at least 1 function"),
-        (3, 0.0, "end, .* must be positive, got 0"),
-        (3, float("nan"), "got nan"),
-    ],
-)
-def test_bumps_without_a_number_or_a_reach_are_refused(kind, num, end, words):
-    with pytest.raises(ValueError, match=words):
+@pytest.mark.parametrize(("num", "end"), [(0, 1.0), (3, 0.0), (3, float("nan"))])
+def test_bumps_without_a_number_or_a_reach_are_refused(kind, num, end):
+    with pytest.raises(ValueError, match="radial functions must be 1 or more, their last centre positive, got num="):
         kind(num, end)
 
 
-@pytest.mark.parametrize("widths", [(), (50, 0)])
-def test_a_network_without_neurons_is_refused(widths):
-    with pytest.raises(ValueError, match="widths must be one or more positive numbers of neurons"):
-        RadialNetwork(Cosine(3, 2.0), widths)
+def test_a_radial_says_how_many_functions_of_each_length_there_are():
+    radial = Radial("cosine", num_p=4, num_q=3, num_reduction=5)
+    assert [r.num for r in (radial.over_p(2.0), radial.over_q_in(), radial.over_q_out(), radial.over_reduction())] == [
+        4, 3, 3, 5,
+    ]  # fmt: skip
+    assert Radial(num_q=3, num_q_out=1).over_q_out().num == 1
+    assert Radial("Gaussian+fc").over_p(2.0).num == 50
 
 
-@pytest.mark.parametrize("name", ["sine", "cosine+mlp", "gaussian", None])
-def test_unknown_radial_bases_are_refused(name):
-    with pytest.raises(ValueError, match="name: a radial basis must be cosine, cosine"):
-        radial_basis(name, 3, 1.0)
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"p": "sine"}, "radial p must be cosine, cosine.fc, Gaussian or Gaussian.fc, got 'sine'"),
+        ({"p": "cosine+mlp"}, "radial p must be"),
+        ({"num_p": 0}, "num_p must ask for at least 1 radial function, got 0"),
+        ({"num_q_out": -1}, "num_q_out must ask for at least 1"),
+        ({"q_max": 0.0}, "q_max, .* must be positive, got 0"),
+    ],
+)
+def test_a_radial_that_cannot_be_right_is_refused(options, words):
+    with pytest.raises(ValueError, match=words):
+        Radial(**options)

@@ -15,7 +15,7 @@ NETWORKS = [
     lambda **options: PQNet(irreps_pq=("2x0e+1x1e", "3x0e+1x1e"), reduction="mean", **options),
     lambda **options: PQNet(irreps_in="1x0e+1x1e", irreps_out="1x1e", bases=(pq_diff, p_space), **options),
     lambda **options: GradualPQNet(["3x0e+1x1e"], [4], "4x0e+1x1e", **options),
-    lambda **options: GradualPQNet([], [], "4x0e+1x1e", num_radial_q=(2,), antipodal=False, **options),
+    lambda **options: GradualPQNet([], [], "4x0e+1x1e", num_q=(2,), antipodal=False, **options),
 ]
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from e3nn import o3
 
-from eqdmri_monai.bases import q_space, tp1
+from eqdmri_monai.bases import Radial, q_space, tp1
 from eqdmri_monai.frames import world_to_voxel
 from eqdmri_monai.networks import PQNet
 from eqdmri_monai.nn import TensorHead
@@ -32,9 +32,7 @@ def scan(directions, affine):
 
 
 def test_the_24_right_handed_storage_orders_of_a_scan_have_one_tensor_field_in_the_world():
-    net = PQNet(
-        ("3x0e+1x1e+2x2e",), ("2x0e+1x1e+1x2e",), "1x0e+1x2e", bases=(tp1, q_space), kernel_size=3, num_radial_q=2
-    )
+    net = PQNet(("3x0e+1x1e+2x2e",), ("2x0e+1x1e+1x2e",), "1x0e+1x2e", bases=(tp1, q_space), kernel_size=3)
     head, affine, q_world = TensorHead(), affine_of(o3.rand_matrix()), random_scheme(6, 1.0)
     image = torch.randn(1, len(q_world), 3, 4, 5)
 
@@ -54,7 +52,7 @@ def test_one_layer_of_tp1_alone_sees_no_tensor_in_a_uniform_signal():
     q = random_scheme(20, 1.0)
     signal = torch.exp(-q @ torch.diag(torch.tensor([1.7, 0.3, 0.3])) @ q.T).diagonal()
     image = signal[None, :, None, None, None].expand(1, -1, 5, 5, 5)
-    options = {"irreps_out": "1x0e+1x2e", "kernel_size": 3, "num_radial_q": 2}
+    options = {"irreps_out": "1x0e+1x2e", "kernel_size": 3}
     anisotropy = [
         PQNet(("2x0e+1x1e+2x2e",), (), bases=bases, **options)(image, q)[0, 1:, 2, 2, 2].norm()
         for bases in ((tp1,), (tp1, q_space))
@@ -65,8 +63,8 @@ def test_one_layer_of_tp1_alone_sees_no_tensor_in_a_uniform_signal():
 
 def test_a_small_network_learns_the_tensors_of_a_scan_and_finds_the_fibres_of_another_on_a_turned_grid():
     net = PQNet(
-        ("8x0e+8x2e",), (), "1x0e+1x2e", bases=(q_space,), kernel_size=1, radial_p="cosine", num_radial_p=1,
-        num_radial_q=2,
+        ("8x0e+8x2e",), (), "1x0e+1x2e", bases=(q_space,), kernel_size=1,
+        radial=Radial("cosine", num_p=1, num_q=2),
     )  # fmt: skip
     head, affine = TensorHead(), affine_of(torch.eye(3))
     image, q, tensors, _ = scan(20, affine)

@@ -8,7 +8,7 @@ from eqdmri_monai.symmetry import random_scheme
 
 def test_kernels_are_built_once_without_gradients_and_each_time_with_them():
     conv, built = PConv("1x0e", "1x0e", kernel_size=3), []
-    conv.filters.register_forward_hook(lambda *args: built.append(1))
+    conv.filters.radial_p.register_forward_hook(lambda *args: built.append(1))
     x = torch.randn(1, 1, 4, 4, 4)
     with torch.no_grad():
         conv(x), conv(x)

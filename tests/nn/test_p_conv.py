@@ -4,6 +4,7 @@ import pytest
 import torch
 from e3nn import o3
 
+from eqdmri_monai.bases import Radial, pq_diff, q_space
 from eqdmri_monai.nn import PConv
 from eqdmri_monai.symmetry import cube_rotations, turn_features
 
@@ -13,7 +14,7 @@ CASES = [("2x0e+1x1e", "1x0e+2x1e+1x2e"), ("1x2e", "1x0e+1x3e"), ("1x1e+1x0e", "
 @pytest.mark.parametrize(("irreps_in", "irreps_out"), CASES)
 @pytest.mark.parametrize("radial", ["cosine", "Gaussian+fc"])
 def test_kernel_commutes_with_any_rotation(irreps_in, irreps_out, radial):
-    conv, R = PConv(irreps_in, irreps_out, radial=radial), o3.rand_matrix()
+    conv, R = PConv(irreps_in, irreps_out, radial=Radial(radial)), o3.rand_matrix()
     offset = torch.cat([torch.zeros(1, 3), 3 * torch.randn(10, 3)])
     D_in, D_out = conv.irreps_in.D_from_matrix(R), conv.irreps_out.D_from_matrix(R)
     expected = torch.einsum("oi,nij,kj->nok", D_out, conv.kernel(offset), D_in)
@@ -69,6 +70,12 @@ def test_impossible_kernels_are_refused(options, words):
 def test_an_input_of_another_type_is_refused():
     with pytest.raises(ValueError, match=r"x must be \(B, 4, X, Y, Z\), got \(2, 3, 5, 5, 5\)"):
         PConv("1x0e+1x1e", "1x0e")(torch.randn(2, 3, 5, 5, 5))
+
+
+@pytest.mark.parametrize("basis", [q_space, pq_diff])
+def test_a_basis_over_q_is_refused(basis):
+    with pytest.raises(ValueError, match="basis of a p layer must not depend on q"):
+        PConv("1x0e", "1x0e", basis=basis)
 
 
 def test_odd_labels_are_refused():

@@ -1,4 +1,3 @@
-import pytest
 import torch
 from e3nn import o3
 
@@ -7,7 +6,7 @@ from eqdmri_monai.symmetry import random_scheme
 
 
 def test_pool_is_a_weighted_mean_over_each_shell():
-    pool, q = QLengthPool("2x0e+1x1e", num_radial=3), random_scheme(4, 1.0)
+    pool, q = QLengthPool("2x0e+1x1e"), random_scheme(4, 1.0)
     x = torch.randn(2, 5, 5, 2, 2, 2)
     by_length = [
         (pool.radial(torch.tensor(length)) @ pool.weight).repeat_interleave(pool.repeats) for length in (0.0, 1.0)
@@ -34,12 +33,3 @@ def test_the_plain_mean_is_the_mean():
     q, x = random_scheme(4, 1.0, 1.5), torch.randn(2, 5, 18, 2, 3, 2)
     torch.testing.assert_close(QMean()(x, q), x.mean(2))
     torch.testing.assert_close(QMean()(x[:, :, :9], q), x[:, :, :9].mean(2))
-
-
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [({"num_radial": 0}, "num_radial must ask for at least 1 function"), ({"q_max": 0.0}, "q_max, .* positive")],
-)
-def test_impossible_pools_are_refused(options, words):
-    with pytest.raises(ValueError, match=words):
-        QLengthPool("1x0e", **options)
