@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from e3nn import o3
 from torch import Tensor, nn
 
+from eqdmri_monai.bases import Radial
 from eqdmri_monai.networks.pq_net import check_scheme
 from eqdmri_monai.nn import Gate, PStack
 from eqdmri_monai.nn.irreps import parse_irreps, parse_irreps_list
@@ -34,11 +35,9 @@ class SphereNet(nn.Module):
         Voxels along each axis, odd.
     spacing : three floats
         Voxel sizes in mm that the network is made for.
-    radial_p : str
-        "cosine", "Gaussian", or either with "+fc".
-    num_radial_p, num_radial_q : int
-        Number of bumps over |Δp| and over q-lengths.
-    q_max, penalty
+    radial : Radial
+        Radial functions of all layers.
+    penalty
         As in `ShellHarmonics`.
     nonlinearity, normalization, dropout, recompute
         As in `PStack`.
@@ -63,10 +62,7 @@ class SphereNet(nn.Module):
         even: bool = True,
         kernel_size: int = 5,
         spacing: tuple[float, float, float] = (2.0, 2.0, 2.0),
-        radial_p: str = "cosine+fc",
-        num_radial_p: int = 3,
-        num_radial_q: int = 3,
-        q_max: float = 1.75,
+        radial: Radial = Radial(),
         penalty: float = 0.006,
         nonlinearity: str = "gate",
         normalization: str | None = None,
@@ -77,16 +73,16 @@ class SphereNet(nn.Module):
         if not channels:
             raise ValueError("channels must name at least one spherical layer, got an empty list")
         self.irreps_in, self.irreps_out = o3.Irreps("0e"), parse_irreps(irreps_out, "irreps_out")
-        self.harmonics = ShellHarmonics(lmax, even=even, num_radial=num_radial_q, q_max=q_max, penalty=penalty)
+        self.harmonics = ShellHarmonics(lmax, even=even, radial=radial, penalty=penalty)
         self.sphere_layers = nn.Sequential()
-        for i, (a, b) in enumerate(itertools.pairwise((num_radial_q, *channels))):
+        for i, (a, b) in enumerate(itertools.pairwise((radial.num_q, *channels))):
             gate = Gate(o3.Irreps([(b * (2 * l + 1), (l, 1)) for l in self.harmonics.degrees]))
             conv = SphereConv(a, b, lmax, even=even, rotations_in=i > 0, rotations_out=True, gates=gate.num_gates)
             self.sphere_layers.extend([conv, gate])
         self.p_layers = PStack(
-            [gate.irreps_out, *parse_irreps_list(irreps_p, "irreps_p"), self.irreps_out], radial=radial_p,
-            num_radial=num_radial_p, kernel_size=kernel_size, spacing=spacing, nonlinearity=nonlinearity,
-            normalization=normalization, dropout=dropout, recompute=recompute,
+            [gate.irreps_out, *parse_irreps_list(irreps_p, "irreps_p"), self.irreps_out], kernel_size=kernel_size,
+            spacing=spacing, radial=radial, nonlinearity=nonlinearity, normalization=normalization, dropout=dropout,
+            recompute=recompute,
         )  # fmt: skip
 
     def forward(self, image: Tensor, q: Tensor | None = None) -> Tensor:

@@ -8,9 +8,8 @@ from e3nn import o3
 from torch import Tensor, nn
 
 from eqdmri_monai.bases.angular import coupling, degree_slice, harmonics, triangle
-from eqdmri_monai.bases.radial import Gaussian, RadialNetwork
+from eqdmri_monai.bases.radial import NETWORK_POWER, Gaussian, RadialNetwork
 from eqdmri_monai.neighbours import Neighbours, take
-from eqdmri_monai.nn.filter_weights import NETWORK_POWER
 from eqdmri_monai.nn.irreps import parse_irreps, scalar_bias
 from eqdmri_monai.nn.linear import Linear
 
@@ -77,7 +76,7 @@ class PointConv(nn.Module):
         if not self.paths:
             raise ValueError(f"nothing couples {self.irreps_in} to {self.irreps_out} with lmax {self.lmax}; raise lmax")
         count = sum(mul for _, mul, *_ in self.paths)
-        self.radial = RadialNetwork(Gaussian(num_radial, radius, names=("num_radial", "radius")), (*hidden, count))
+        self.radial = RadialNetwork(Gaussian(num_radial, radius), (*hidden, count))
         # the squares of the bumps sum to 1 at any length, so that their mean is 1 / num_radial
         self.scale = (num_radial / (NETWORK_POWER * z)) ** 0.5
         self.mix = Linear(o3.Irreps([(mul, (l_out, 1)) for _, mul, _, _, l_out in self.paths]), self.irreps_out)

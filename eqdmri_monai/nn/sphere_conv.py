@@ -11,7 +11,7 @@ from e3nn import o3
 from torch import Tensor, nn
 
 from eqdmri_monai.bases.angular import degree_slice, harmonics
-from eqdmri_monai.bases.radial import Gaussian
+from eqdmri_monai.bases.radial import Radial
 from eqdmri_monai.gradients import QSampling
 from eqdmri_monai.nn.linear import Linear
 
@@ -30,7 +30,7 @@ class ShellHarmonics(nn.Module):
         c_s = (Y^T Y + 4 \pi \lambda L)^{-1} Y^T S, \quad L_{ll} = l^2 (l + 1)^2
 
     Directions turned by R give coefficients turned by D(R): the penalty knows degrees only. b0 is a shell of its own
-    that has degree 0 only. w averages the shells of b > 50, as in `QLengthPool`. Nothing is learned here.
+    that has degree 0 only. w averages the shells of b > 50, as in `QLengthPool`. Nothing is learned here, unless `radial` is.
 
     Parameters
     ----------
@@ -38,17 +38,15 @@ class ShellHarmonics(nn.Module):
         Largest degree.
     even : bool
         Even degrees alone, for signals with S(q) = S(-q), as diffusion has.
-    num_radial : int
-        Number of Gaussians over q-length, centred from 0 to `q_max`.
-    q_max : float
-        sqrt(b / 1000) of the strongest weighting that the layer is made for.
+    radial : Radial
+        Its `num_q`, `q_max` and `learned` count.
     penalty : float
         λ, of the Laplace-Beltrami penalty on roughness.
 
     Raises
     ------
     ValueError
-        When lmax or the penalty is negative, num_radial < 1 or q_max is not positive.
+        When lmax or the penalty is negative.
 
     Source
     ------
@@ -60,16 +58,15 @@ class ShellHarmonics(nn.Module):
         lmax: int = 2,
         *,
         even: bool = True,
-        num_radial: int = 3,
-        q_max: float = 1.75,
+        radial: Radial = Radial(),
         penalty: float = 0.006,
     ):
         super().__init__()
         if lmax < 0 or penalty < 0:
             raise ValueError(f"lmax and penalty must not be negative, got {lmax} and {penalty}")
         self.degrees, self.penalty = degrees(lmax, even=even), penalty
-        self.radial = Gaussian(num_radial, q_max, names=("num_radial", "q_max"))
-        self.irreps_out = o3.Irreps([(num_radial, (l, 1)) for l in self.degrees])
+        self.radial = radial.over_q_in()
+        self.irreps_out = o3.Irreps([(self.radial.num, (l, 1)) for l in self.degrees])
 
     def matrix(self, q: Tensor) -> Tensor:
         """Return what maps the volumes at q (Q, 3) to coefficients, shape (irreps_out.dim, Q).

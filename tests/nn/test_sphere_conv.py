@@ -6,6 +6,7 @@ import torch
 from dipy.reconst.shm import real_sh_descoteaux, smooth_pinv
 from e3nn import o3
 
+from eqdmri_monai.bases import Radial
 from eqdmri_monai.bases.angular import degree_slice, harmonics
 from eqdmri_monai.networks import SphereNet
 from eqdmri_monai.nn import ShellHarmonics, SphereConv
@@ -35,7 +36,7 @@ def test_the_sign_of_a_gradient_does_not_matter():
 def test_the_fit_is_that_of_dipy():
     q = random_scheme(40, 1.0)[1:]
     signal = torch.rand(40)
-    layer = ShellHarmonics(4, num_radial=1, q_max=1.0, penalty=0.006)
+    layer = ShellHarmonics(4, radial=Radial(num_q=1, q_max=1.0), penalty=0.006)
     coefficients = layer(signal[None, :, None, None, None], q)[0, :, 0, 0, 0] / layer.radial(torch.ones(())).item()
     Y = torch.cat([harmonics(4, q)[:, degree_slice(l)] for l in (0, 2, 4)], 1)
     x, y, z = q.T.numpy()
@@ -45,7 +46,8 @@ def test_the_fit_is_that_of_dipy():
 
 
 def test_band_limited_signals_are_found_again():
-    layer, q = ShellHarmonics(3, even=False, num_radial=1, q_max=1.0, penalty=0.0), random_scheme(40, 1.0)[1:]
+    layer = ShellHarmonics(3, even=False, radial=Radial(num_q=1, q_max=1.0), penalty=0.0)
+    q = random_scheme(40, 1.0)[1:]
     f = torch.randn(16)
     again = layer((harmonics(3, q) @ f)[None, :, None, None, None], q)[0, :, 0, 0, 0]
     torch.testing.assert_close(again, f * layer.radial(torch.ones(())), atol=1e-9, rtol=0)
