@@ -5,7 +5,7 @@ from eqdmri_monai.transforms.labels import CheckLabeld
 from eqdmri_monai.transforms.normalization import LogSignald, NormalizeChannelsd, NormalizeShellsd
 from eqdmri_monai.transforms.output import CheckFinited, SaveTogether
 from eqdmri_monai.transforms.scan import CheckScand, LoadGradientsd, WriteQd
-from eqdmri_monai.transforms.tensors import FitTensord
+from eqdmri_monai.transforms.tensors import FitTensord, TensorMapsd, TensorToWorldd
 from eqdmri_monai.transforms.volumes import AverageB0d, RandSplitVolumesd, RandSubsampleVolumesd
 
 __all__ = [
@@ -22,5 +22,7 @@ __all__ = [
     "RandSplitVolumesd",
     "RandSubsampleVolumesd",
     "SaveTogether",
+    "TensorMapsd",
+    "TensorToWorldd",
     "WriteQd",
 ]
