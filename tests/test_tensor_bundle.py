@@ -1,0 +1,87 @@
+"""Tensors from few directions as a user gets them: training without labels, then maps of a scan."""
+
+import json
+import warnings
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from monai.bundle import ConfigWorkflow
+
+from eqdmri_monai.files.nifti import write_nifti
+from eqdmri_monai.files.tables import write_fsl
+from eqdmri_monai.nn.cartesian import symmetric_matrix
+from eqdmri_monai.simulate import make_phantom, single_shell
+
+CONFIGS = Path(__file__).parents[1] / "bundle" / "configs"
+SMALL = {"spacing": [6.0, 6.0, 6.0], "network_def#irreps_p": ["3x0e+1x1e+1x2e"]}
+
+
+@pytest.fixture(autouse=True)
+def _float32():
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A folder with two scans of one head in two storage orders, and weights trained on the first."""
+    folder = tmp_path_factory.mktemp("tensor")
+    phantom = make_phantom(
+        0, single_shell(14, 1000.0, np.random.default_rng(0)), shape=(24, 28, 20), spacing=(6, 6, 7), lesions=2
+    )
+    image = nib.Nifti1Image(phantom.dwi, phantom.affine)
+    for codes in ("LAS", "PIR"):
+        to = nib.orientations.ornt_transform(nib.io_orientation(image.affine), nib.orientations.axcodes2ornt(codes))
+        turned = image.as_reoriented(to)
+        write_nifti(folder / f"{codes}.nii.gz", np.asarray(turned.dataobj), turned.affine)
+        write_fsl(phantom.table, turned.affine, folder / codes)
+    scans = [{"image": "LAS.nii.gz"}]
+    (folder / "scans.json").write_text(json.dumps({"training": scans, "validation": scans}))
+    run(
+        ["train.yaml", "tensor_train.yaml"], datalist=str(folder / "scans.json"), output_dir=str(folder / "run"),
+        epochs=2, val_interval=1, crops=2, crop_size=[8, 8, 8], device="cpu",
+    )  # fmt: skip
+    return folder
+
+
+def run(configs, **options) -> ConfigWorkflow:
+    workflow = ConfigWorkflow(
+        config_file=[str(CONFIGS / name) for name in configs], meta_file=str(CONFIGS / "metadata.json"),
+        logging_file=False, bundle_root=str(CONFIGS.parent),
+        initialize=["$monai.utils.set_determinism(seed=0)"], **SMALL | options,
+    )  # fmt: skip
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        workflow.initialize()
+        workflow.run()
+        workflow.finalize()
+    return workflow
+
+
+def test_maps_are_in_the_world_whatever_the_storage_order(trained):
+    names = ("tensor", "fa", "md", "v1", "brain")
+    maps = {}
+    for codes in ("LAS", "PIR"):
+        out = trained / f"out_{codes}"
+        weights = str(trained / "run" / "models" / "model.pt")
+        run(
+            ["inference.yaml", "tensor_inference.yaml"],
+            dwi=str(trained / f"{codes}.nii.gz"), weights=weights, output_dir=str(out),
+        )  # fmt: skip
+        scan = nib.load(trained / f"{codes}.nii.gz")
+        for name in names:
+            image = nib.load(out / f"{codes}_{name}.nii.gz")
+            assert image.shape[:3] == scan.shape[:3]
+            np.testing.assert_allclose(image.affine, scan.affine, atol=1e-4)
+            maps[codes, name] = nib.as_closest_canonical(image).get_fdata()
+    assert maps["LAS", "tensor"].shape[3] == 6
+    for name in ("tensor", "fa", "md"):
+        scale = np.abs(maps["LAS", name]).max()
+        np.testing.assert_allclose(maps["PIR", name], maps["LAS", name], rtol=0, atol=1e-4 * scale)
+    brain = maps["LAS", "brain"] > 0
+    assert 3e-4 < np.median(maps["LAS", "md"][brain]) < 3e-3  # mm²/s
+    matrix = symmetric_matrix(torch.from_numpy(maps["LAS", "tensor"][brain]))
+    evecs = torch.linalg.eigh(matrix).eigenvectors[..., -1].numpy()
+    assert np.median(np.abs((evecs * maps["LAS", "v1"][brain]).sum(-1))) > 0.999
