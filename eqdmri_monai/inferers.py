@@ -2,21 +2,27 @@
 
 Near a window's border a network sees zeros in place of the scan, so its answer is wrong within a halo, the distance
 that it sees; at the scan's own border the zeros are there in one pass over the whole scan too. Windows here overlap by
-two halos, and each gives what lies inside: the result is that of one pass, from less memory.
+two halos, and each gives what lies inside; they begin at multiples of the network's stride, so that its coarse grids
+lie where they lie in one pass. The result is that of one pass, from less memory.
+
+A network says how far it sees and what its stride is by its attribute ``receptive_field`` (all networks of this project
+do), or the inferer is told. Windows of a network of which nothing is known are blended as MONAI does, with a warning.
 """
 
 import copy
 import math
+import warnings
 from collections.abc import Callable, Sequence
 
 import torch
 from monai.data import MetaTensor
 from monai.inferers import SlidingWindowInferer
-from monai.utils import ensure_tuple_rep
+from monai.utils import BlendMode, ensure_tuple_rep
 from torch import Tensor, nn
 
 from eqdmri_monai.frames import world_to_voxel
 from eqdmri_monai.gradients import GradientTable
+from eqdmri_monai.nn.receptive_field import whole_array_layer
 
 
 class QSlidingWindowInferer(SlidingWindowInferer):
@@ -24,9 +30,8 @@ class QSlidingWindowInferer(SlidingWindowInferer):
 
     An explicit q wins; else q is made of ``inputs.meta["gradients"]`` and the current affine.
 
-    Windows are as few as `roi_size` allows and no larger than their number demands. One that is 0 in every voxel, such
-    as air around a brain, is not computed: it gets the network's answer to zeros far from any border, which is one
-    number for each channel. One pass gives that there too, but for a halo at the border of the scan.
+    Windows are as few as `roi_size` allows and no larger than their number demands. Of those that are 0 in every voxel,
+    such as air around a brain, one is computed for all.
 
     Parameters
     ----------
@@ -34,8 +39,16 @@ class QSlidingWindowInferer(SlidingWindowInferer):
         Largest window in voxels; -1 or more than the scan has: the whole axis.
     sw_batch_size : int
         Windows that are computed at a time.
-    halo : int
-        Voxels that the network sees to each side; found by `halo_of` where it is not given.
+    halo : int or three int
+        Voxels that the network sees to each side, for a network that does not say so itself. For one that does: less is
+        faster, and then approximate.
+    stride : int or three int
+        Voxels of the network's coarsest grid, for a network that does not say so itself; MONAI's UNet with strides
+        (2, 2) has 4. Arrays are padded with zeros to a multiple of it, as many networks demand, and the answer is cut
+        back.
+    overlap : float
+        Share of a window that its neighbour shares, where the halo is not known; as in `SlidingWindowInferer`, whose
+        Gaussian blending is used then.
     sw_device, device, progress
         As in `SlidingWindowInferer`.
     """
@@ -45,15 +58,25 @@ class QSlidingWindowInferer(SlidingWindowInferer):
         roi_size: Sequence[int] | int,
         sw_batch_size: int = 1,
         *,
-        halo: int | None = None,
+        halo: Sequence[int] | int | None = None,
+        stride: Sequence[int] | int | None = None,
+        overlap: float = 0.5,
         sw_device: torch.device | str | None = None,
         device: torch.device | str | None = None,
         progress: bool = False,
     ):
         super().__init__(
-            roi_size, sw_batch_size, sw_device=sw_device, device=device, progress=progress, with_coord=True
+            roi_size,
+            sw_batch_size,
+            overlap,
+            mode="gaussian",
+            sw_device=sw_device,
+            device=device,
+            progress=progress,
+            with_coord=True,
         )
-        self.halo = halo
+        self.halo = None if halo is None else ensure_tuple_rep(halo, 3)
+        self.stride = None if stride is None else ensure_tuple_rep(stride, 3)
 
     def __call__(
         self, inputs: Tensor, network: Callable[..., Tensor], *args, q: Tensor | None = None, **kwargs
@@ -75,7 +98,8 @@ class QSlidingWindowInferer(SlidingWindowInferer):
         ------
         ValueError
             When there is no q, or not one set for each item of the batch; when windows are no larger than two halos, or
-            the halo is not known.
+            the halo is given and the stride not known, or no halo can be enough; when the network cannot take an array
+            of this size, or answers with another size.
         """
         q = self._q_of(inputs) if q is None else torch.as_tensor(q)
         q = (q[None] if q.ndim == 2 else q).to(inputs.device, torch.float32)
@@ -83,38 +107,92 @@ class QSlidingWindowInferer(SlidingWindowInferer):
             raise ValueError(f"q has {len(q)} sets of q-vectors for a batch of {len(inputs)}")
         q = q.expand(len(inputs), -1, -1)
 
-        size = inputs.shape[2:]
-        largest = [n if w <= 0 else min(w, n) for w, n in zip(ensure_tuple_rep(self.roi_size, 3), size, strict=True)]
+        lacking = [-n % s for n, s in zip(inputs.shape[2:], self.stride or (1, 1, 1), strict=True)]
+        pad = [side for n in reversed(lacking) for side in (n // 2, n - n // 2)]
+        padded = nn.functional.pad(inputs, pad) if any(pad) else inputs
+        y = self._windowed(padded, network, q, *args, **kwargs)
+        if any(pad):
+            x0, y0, z0 = (n // 2 for n in lacking)
+            nx, ny, nz = inputs.shape[2:]
+            y = y[:, :, x0 : x0 + nx, y0 : y0 + ny, z0 : z0 + nz]
+        return y
+
+    def _windowed(self, inputs: Tensor, network: Callable[..., Tensor], q: Tensor, *args, **kwargs) -> Tensor:
+        size, roi_size = tuple(inputs.shape[2:]), ensure_tuple_rep(self.roi_size, 3)
+        largest = [n if w <= 0 else min(w, n) for w, n in zip(roi_size, size, strict=True)]
         one_pass = largest == list(size)
-        halo = 0 if one_pass else halo_of(network) if self.halo is None else self.halo
-        roi = [_window(w, n, halo) for w, n in zip(largest, size, strict=True)]
-        to_zeros = {}  # scan: the answer to zeros, far from borders
+        halo, stride = self._halo_and_stride(network, one_pass=one_pass)
+        exact, tuned = halo is not None, copy.copy(self)
+        if exact:
+            plan = [_window(*axis) for axis in zip(largest, size, halo, stride, strict=True)]
+            tuned.roi_size = [w for w, _ in plan]
+            # MONAI goes on by int(window * (1 - overlap)) voxels; the half keeps rounding from taking one off
+            tuned.overlap = [1 - (step + 0.5) / w if w < n else 0 for (w, step), n in zip(plan, size, strict=True)]
+            tuned.mode = BlendMode.CONSTANT
+        elif stride:
+            tuned.roi_size = [max(w // s, 1) * s if w > 0 else w for w, s in zip(roi_size, stride, strict=True)]
 
-        def predict(windows: Tensor, slices, *args, **kwargs) -> Tensor:
-            def answer(scan: int, x: Tensor) -> Tensor:
-                return network(x, q[len(x) * [scan]].to(x.device), *args, **kwargs)
+        answers_to_zeros = {}  # of each scan
 
+        def answer(scan: int, x: Tensor) -> Tensor:
+            try:
+                y = network(x, q[len(x) * [scan]].to(x.device), *args, **kwargs)
+            except RuntimeError as e:
+                if "must match" in str(e) and not stride:
+                    raise ValueError(
+                        f"the network cannot take an array of {tuple(x.shape[2:])} voxels ({e}); give the inferer its "
+                        "stride, to a multiple of which arrays are then padded"
+                    ) from e
+                raise
+            if exact and y.shape[2:] != x.shape[2:]:
+                raise ValueError(
+                    f"the network answers {tuple(x.shape[2:])} voxels with {tuple(y.shape[2:])}; take one that keeps "
+                    "the size"
+                )
+            return y
+
+        def predict(windows: Tensor, slices) -> Tensor:
             scans, answers = [s[0].start for s in slices], {}
             for scan in sorted(set(scans)):
                 here = [k for k in range(len(windows)) if scans[k] == scan]
                 computed = [k for k in here if one_pass or windows[k].any()]
                 if computed:
                     answers |= dict(zip(computed, answer(scan, windows[computed]), strict=True))
-                skipped = [k for k in here if k not in answers]
-                if skipped and scan not in to_zeros:
-                    zeros = windows.new_zeros(1, windows.shape[1], *3 * (2 * halo + 1,))
-                    to_zeros[scan] = answer(scan, zeros)[0, :, halo, halo, halo, None, None, None]
-                answers |= {k: to_zeros[scan].expand(-1, *roi) for k in skipped}
+                zeros = [k for k in here if k not in answers]
+                if zeros and scan not in answers_to_zeros:
+                    answers_to_zeros[scan] = answer(scan, windows[zeros[:1]])[0]
+                answers |= {k: answers_to_zeros[scan] for k in zeros}
             y = torch.stack([answers[k] for k in range(len(windows))])
+            if not exact:
+                return y
             inside = torch.stack([_inside(s[2:], size, halo) for s in slices]).to(y)
             return torch.cat([y * inside, inside], dim=1)
 
-        tuned = copy.copy(self)
-        tuned.roi_size = roi
-        # MONAI goes on by int(roi * (1 - overlap)) voxels; the half keeps rounding from taking one off
-        tuned.overlap = [max(2 * halo - 0.5, 0) / w if w < n else 0 for w, n in zip(roi, size, strict=True)]
-        summed = SlidingWindowInferer.__call__(tuned, inputs, predict, *args, **kwargs)
-        return summed[:, :-1] / summed[:, -1:]
+        y = SlidingWindowInferer.__call__(tuned, inputs, predict)
+        return y[:, :-1] / y[:, -1:] if exact else y
+
+    def _halo_and_stride(self, network: Callable[..., Tensor], *, one_pass: bool) -> tuple[tuple | None, tuple | None]:
+        """Return those given, else those of the network; None where they are not known."""
+        field = getattr(network, "receptive_field", None)
+        halo = self.halo or (field and field.halo)
+        stride = self.stride or (field and field.stride)
+        if one_pass:
+            return (halo, stride) if halo and stride else (None, stride)
+        whole = whole_array_layer(network)
+        if halo and whole:
+            raise ValueError(
+                f"no halo is enough for this network, whose {whole} sees the whole array; leave halo out, to blend "
+                "windows, or take batch normalisation"
+            )
+        if halo and not stride:
+            raise ValueError("halo is given but stride is not; give both (stride 1 where no layer has one)")
+        if not halo:
+            reason = f"its {whole} sees the whole array" if whole else "how far the network sees is not known"
+            warnings.warn(
+                f"windows are blended, which is not the answer of one pass: {reason} (window [-1, -1, -1] is one pass)",
+                stacklevel=2,
+            )
+        return halo, stride
 
     def _q_of(self, inputs: Tensor) -> Tensor:
         if not isinstance(inputs, MetaTensor) or "gradients" not in inputs.meta:
@@ -129,45 +207,35 @@ class QSlidingWindowInferer(SlidingWindowInferer):
         )
 
 
-def _window(largest: int, size: int, halo: int) -> int:
-    """Return the length of windows, of at most `largest`, that cover `size` voxels in the fewest steps."""
+def _window(largest: int, size: int, halo: int, stride: int) -> tuple[int, int]:
+    """Return the length of windows, of at most `largest`, that cover `size` voxels in the fewest steps, and the step.
+
+    Steps are multiples of the stride, and so is what a window is shorter than the array.
+    """
     if largest == size:
-        return size
-    if largest <= 2 * halo:
+        return size, size
+    window = largest - (largest - size) % stride
+
+    def step(window: int) -> int:
+        return (window - 2 * halo) // stride * stride
+
+    if step(window) <= 0:
         raise ValueError(
-            f"windows of {largest} voxels are no larger than two halos of {halo}, where they are wrong; use larger ones"
+            f"windows of {largest} voxels are too small: the network sees {halo} to each side, so they must be larger "
+            f"than {2 * halo + 2 * stride - 2}"
         )
-    steps = math.ceil((size - 2 * halo) / (largest - 2 * halo))
-    return math.ceil((size - 2 * halo) / steps) + 2 * halo
+    count = math.ceil((size - window) / step(window))
+    while step(window - stride) > 0 and math.ceil((size - window + stride) / step(window - stride)) == count:
+        window -= stride
+    return window, step(window)
 
 
-def _inside(window: Sequence[slice], size: Sequence[int], halo: int) -> Tensor:
+def _inside(window: Sequence[slice], size: Sequence[int], halo: Sequence[int]) -> Tensor:
     """Return 1 where a window's answer is right, and 0 in its halo; shape (1, X, Y, Z)."""
     inside = torch.zeros(1, *(s.stop - s.start for s in window))
     x, y, z = (
-        slice(halo if s.start > 0 else 0, s.stop - s.start - (halo if s.stop < n else 0))
-        for s, n in zip(window, size, strict=True)
+        slice(h if s.start > 0 else 0, s.stop - s.start - (h if s.stop < n else 0))
+        for s, n, h in zip(window, size, halo, strict=True)
     )
     inside[:, x, y, z] = 1
     return inside
-
-
-def halo_of(network: nn.Module) -> int:
-    """Return how many voxels a network sees to each side: the sum of the reaches of its convolutions.
-
-    Right for layers one after another, and safe for parallel ones; strides and pooling are not known here.
-
-    Raises
-    ------
-    ValueError
-        When the network is no module or has no convolution.
-    """
-    modules = network.modules() if isinstance(network, nn.Module) else []
-    reaches = [
-        int((torch.tensor(m.kernel_size) // 2 * torch.tensor(getattr(m, "dilation", 1))).max())
-        for m in modules
-        if hasattr(m, "kernel_size")
-    ]
-    if not reaches:
-        raise ValueError("how far this network sees is not known; give halo, the voxels that it sees to each side")
-    return sum(reaches)

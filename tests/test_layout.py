@@ -14,6 +14,7 @@ STANDARD = {
     "collections",
     "copy",
     "dataclasses",
+    "fractions",
     "functools",
     "itertools",
     "math",

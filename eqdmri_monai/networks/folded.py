@@ -14,6 +14,7 @@ from eqdmri_monai.networks.gradual_pq_net import GradualPQNet
 from eqdmri_monai.networks.pq_net import PQNet
 from eqdmri_monai.networks.steerable_cnn import ResidualBlock, SteerableCNN3d
 from eqdmri_monai.nn import ChannelsFirst, Gate, PConv, PQConv, PStack
+from eqdmri_monai.nn.receptive_field import ReceptiveField, chain
 from eqdmri_monai.nn.steerable_conv import SteerableConv3d
 
 MIB = 2**20
@@ -67,6 +68,11 @@ class PlainPQLayer(nn.Module):
         self.convs, self.counts, self.gate = nn.ModuleList(convs), counts, gate
         self.register_buffer("coefficients", coefficients)
 
+    @property
+    def receptive_field(self) -> ReceptiveField:
+        """Return how far it sees."""
+        return chain(self.convs[:1])
+
     def forward(self, x: Tensor) -> Tensor:
         """Return (B, dim_out · Q_out, X, Y, Z), or the sum over q_out (B, dim_out, X, Y, Z)."""
         maps = (
@@ -93,6 +99,11 @@ class FoldedNet(nn.Module):
         super().__init__()
         self.layers = nn.Sequential(*layers)
         self.register_buffer("q", q)
+
+    @property
+    def receptive_field(self) -> ReceptiveField:
+        """Return how far it sees."""
+        return chain(self.layers)
 
     def forward(self, image: Tensor, q: Tensor | None = None) -> Tensor:
         """
@@ -190,6 +201,11 @@ class PlainResidual(nn.Module):
     def __init__(self, branch: nn.Module, shortcut: nn.Conv3d, gate: nn.Module):
         super().__init__()
         self.branch, self.shortcut, self.gate = branch, shortcut, gate
+
+    @property
+    def receptive_field(self) -> ReceptiveField:
+        """Return how far it sees."""
+        return chain(self.branch)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return (B, C', X', Y', Z') of (B, C, X, Y, Z)."""

@@ -12,6 +12,7 @@ from eqdmri_monai.gradients import QSampling, spread_subset
 from eqdmri_monai.networks.pq_net import check_scheme
 from eqdmri_monai.nn import PQConv, PStack, nonlinear_layer
 from eqdmri_monai.nn.irreps import parse_irreps, parse_irreps_list
+from eqdmri_monai.nn.receptive_field import ReceptiveField, chain
 from eqdmri_monai.nn.recompute import run
 
 
@@ -93,6 +94,11 @@ class GradualPQNet(nn.Module):
             [irreps, *irreps_p, irreps_out], kernel_size=kernel_size, spacing=spacing, radial=radial,
             nonlinearity=nonlinearity, normalization=normalization, dropout=dropout, recompute=recompute,
         )  # fmt: skip
+
+    @property
+    def receptive_field(self) -> ReceptiveField | None:
+        """Return how far it sees; None with instance normalisation, which sees the whole array."""
+        return chain([*self.pq_convs, self.p_layers])
 
     def forward(self, image: Tensor, q: Tensor | None = None) -> Tensor:
         """

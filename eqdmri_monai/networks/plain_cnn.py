@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from e3nn import o3
 from torch import Tensor, nn
 
+from eqdmri_monai.nn.receptive_field import ReceptiveField, chain
+
 
 class PlainCNN(nn.Module):
     """conv3d and ReLU, with a bias in every layer; ignores the gradient directions.
@@ -41,6 +43,11 @@ class PlainCNN(nn.Module):
             layers += [nn.Conv3d(inputs, outputs, kernel_size, padding=kernel_size // 2), nn.ReLU()]
         self.layers = nn.Sequential(*layers[:-1])
         self.channels, self.irreps_out = channels[0], o3.Irreps([(channels[-1], (0, 1))])
+
+    @property
+    def receptive_field(self) -> ReceptiveField:
+        """Return how far it sees."""
+        return chain(self.layers)
 
     def forward(self, image: Tensor, q: Tensor | None = None) -> Tensor:
         """Return logits (B, channels[-1], X, Y, Z) of an image (B, Q, X, Y, Z); q is taken and not used.

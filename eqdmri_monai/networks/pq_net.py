@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from eqdmri_monai.bases import DifferenceBasis, FilterBasis, Radial, tp1
 from eqdmri_monai.nn import PQConv, PStack, QLengthPool, QMean, nonlinear_layer
 from eqdmri_monai.nn.irreps import parse_irreps, parse_irreps_list
+from eqdmri_monai.nn.receptive_field import ReceptiveField, chain
 from eqdmri_monai.nn.recompute import run, streamed_sum
 
 
@@ -106,6 +107,11 @@ class PQNet(nn.Module):
             [irreps, *irreps_p, irreps_out], kernel_size=kernel_size, spacing=spacing, radial=radial,
             nonlinearity=nonlinearity, normalization=normalization, dropout=dropout, recompute=recompute,
         )  # fmt: skip
+
+    @property
+    def receptive_field(self) -> ReceptiveField | None:
+        """Return how far it sees; None with instance normalisation, which sees the whole array."""
+        return chain([*self.pq_convs, self.p_layers])
 
     def forward(self, image: Tensor, q: Tensor | None = None) -> Tensor:
         """

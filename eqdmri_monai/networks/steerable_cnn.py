@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from eqdmri_monai.nn import Gate, Linear
 from eqdmri_monai.nn.irreps import parse_irreps
+from eqdmri_monai.nn.receptive_field import ReceptiveField, chain
 from eqdmri_monai.nn.steerable_conv import SteerableConv3d
 
 
@@ -50,6 +51,11 @@ class ResidualBlock(nn.Module):
         )
         self.shortcut, self.gate = Linear(irreps_in, gate.irreps_in), gate
 
+    @property
+    def receptive_field(self) -> ReceptiveField:
+        """Return how far it sees."""
+        return chain(self.branch)
+
     def forward(self, x: Tensor) -> Tensor:
         """Return (B, irreps_out.dim, X', Y', Z') of (B, irreps_in.dim, X, Y, Z)."""
         kept = x[..., :: self.stride, :: self.stride, :: self.stride]
@@ -58,6 +64,8 @@ class ResidualBlock(nn.Module):
 
 class GlobalMean(nn.Module):
     """Mean over all voxels."""
+
+    receptive_field = None  # the whole array
 
     def forward(self, x: Tensor) -> Tensor:
         """Return (B, C) of (B, C, X, Y, Z)."""
@@ -140,6 +148,11 @@ class SteerableCNN3d(nn.Sequential):
             layers.append(SteerableConv3d(irreps, irreps_out, **options))
         super().__init__(*layers)
         self.irreps_in, self.irreps_out = self_in, irreps_out
+
+    @property
+    def receptive_field(self) -> ReceptiveField | None:
+        """Return how far it sees; None with `whole`."""
+        return chain(self)
 
     def forward(self, image: Tensor, q: Tensor | None = None) -> Tensor:
         """

@@ -2,6 +2,8 @@
 
 from torch import Tensor, nn
 
+from eqdmri_monai.nn.receptive_field import VOXELWISE, ReceptiveField
+
 
 class ChannelsFirst(nn.Module):
     """Apply a module of e3nn, which takes components on the last axis, to feature maps (B, irreps.dim, ...).
@@ -13,6 +15,11 @@ class ChannelsFirst(nn.Module):
     def __init__(self, module: nn.Module):
         super().__init__()
         self.module = module
+
+    @property
+    def receptive_field(self) -> ReceptiveField | None:
+        """Return None with instance normalisation, whose statistics are over the whole array."""
+        return None if getattr(self.module, "instance", False) else VOXELWISE
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the module's values, channels first."""

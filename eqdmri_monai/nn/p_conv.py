@@ -10,6 +10,7 @@ from eqdmri_monai.nn.grid_conv import Convolution, kernel_lattice
 from eqdmri_monai.nn.irreps import parse_irreps, scalar_bias
 from eqdmri_monai.nn.kernel_cache import KernelCache
 from eqdmri_monai.nn.linear import Linear
+from eqdmri_monai.nn.receptive_field import ReceptiveField
 
 
 class PConv(nn.Module):
@@ -65,6 +66,11 @@ class PConv(nn.Module):
         self.self_connection = Linear(self.irreps_in, self.irreps_out)
         self.bias = nn.Parameter(torch.zeros(self.irreps_out.count("0e")))
         self._kernels = KernelCache()
+
+    @property
+    def receptive_field(self) -> ReceptiveField:
+        """Return how far it sees."""
+        return ReceptiveField.of_kernel(self.kernel_size)
 
     def kernel(self, offset: Tensor) -> Tensor:
         """Evaluate the filter law at any offsets (N, 3) in mm; returns (N, irreps_out.dim, irreps_in.dim)."""

@@ -13,6 +13,7 @@ from eqdmri_monai.nn.channels_first import ChannelsFirst
 from eqdmri_monai.nn.nonlinearity import nonlinear_layer
 from eqdmri_monai.nn.normalization import norm_layer
 from eqdmri_monai.nn.p_conv import PConv
+from eqdmri_monai.nn.receptive_field import ReceptiveField, chain
 from eqdmri_monai.nn.recompute import run
 
 
@@ -72,6 +73,11 @@ class PStack(nn.Sequential):
         super().__init__(*layers, conv(irreps[-2], irreps[-1]))
         self.irreps_in, self.irreps_out = o3.Irreps(irreps[0]), o3.Irreps(irreps[-1])
         self.recompute = recompute
+
+    @property
+    def receptive_field(self) -> ReceptiveField | None:
+        """Return how far it sees; None with instance normalisation, which sees the whole array."""
+        return chain(self)
 
     def forward(self, x: Tensor) -> Tensor:
         """

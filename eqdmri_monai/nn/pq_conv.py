@@ -25,6 +25,7 @@ from eqdmri_monai.nn.irreps import parse_irreps, scalar_bias
 from eqdmri_monai.nn.kernel_cache import KernelCache
 from eqdmri_monai.nn.linear import Linear
 from eqdmri_monai.nn.q_mixing import QMixing
+from eqdmri_monai.nn.receptive_field import ReceptiveField
 
 
 @dataclass(frozen=True)
@@ -165,6 +166,11 @@ class PQConv(nn.Module):
         self.self_connections = nn.ModuleList(Linear(self.irreps_in, self.irreps_out) for _ in bases)
         self.bias = nn.Parameter(torch.zeros(self.irreps_out.count("0e")))
         self._kernels = KernelCache()
+
+    @property
+    def receptive_field(self) -> ReceptiveField:
+        """Return how far it sees."""
+        return ReceptiveField.of_kernel(self.kernel_size)
 
     def kernel(self, offset: Tensor, q_out: Tensor, q_in: Tensor) -> Tensor:
         """Evaluate the filter law at any points.

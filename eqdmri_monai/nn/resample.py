@@ -6,9 +6,16 @@ as voxels allow. Components of a feature map are treated alike too, so that any 
 """
 
 from collections.abc import Sequence
+from fractions import Fraction
 
 import torch
 from torch import Tensor, nn
+
+from eqdmri_monai.nn.receptive_field import ReceptiveField
+
+# Where weights without end are taken to end: what lies beyond changes a value by less than 1e-5 of the largest.
+LOW_PASS_TAIL = 5  # standard deviations
+SPLINE_TAIL = 8  # coarse voxels; with each the weights fall by 3.7
 
 
 def coarse_positions(size: int, factor: int) -> Tensor:
@@ -70,6 +77,12 @@ class Downsample(nn.Module):
         super().__init__()
         self.factor = _three_factors(factor)
 
+    @property
+    def receptive_field(self) -> ReceptiveField:
+        """Return how far it sees."""
+        tail = [LOW_PASS_TAIL * _variance(f) ** 0.5 for f in self.factor]
+        return ReceptiveField.of_resampling(tail, [Fraction(f) for f in self.factor])
+
     def forward(self, x: Tensor) -> Tensor:
         """
         Parameters
@@ -115,6 +128,12 @@ class Upsample(nn.Module):
     def __init__(self, factor: int | Sequence[int] = 2):
         super().__init__()
         self.factor = _three_factors(factor)
+
+    @property
+    def receptive_field(self) -> ReceptiveField:
+        """Return how far it sees."""
+        tail = [SPLINE_TAIL if f > 1 else 0 for f in self.factor]
+        return ReceptiveField.of_resampling(tail, [Fraction(1, f) for f in self.factor])
 
     def forward(self, x: Tensor, size: Sequence[int] | None = None) -> Tensor:
         """
@@ -162,8 +181,13 @@ def _along(axis: int, matrix: Tensor, x: Tensor) -> Tensor:
 def _low_pass(size: int, factor: int) -> Tensor:
     """Gaussian weights of a fine axis at coarse positions, rows of sum 1, shape (coarse, fine)."""
     distance = torch.arange(size) - coarse_positions(size, factor)[:, None]
-    weight = torch.exp(-distance.square() / (2 * (factor**2 - 1) / 3))
+    weight = torch.exp(-distance.square() / (2 * _variance(factor)))
     return weight / weight.sum(1, keepdim=True)
+
+
+def _variance(factor: int) -> float:
+    """Square voxels of the fine grid."""
+    return (factor**2 - 1) / 3
 
 
 def _spline(size: int, factor: int) -> Tensor:

@@ -10,6 +10,7 @@ from eqdmri_monai.bases.angular import coupling, degree_slice, harmonics, triang
 from eqdmri_monai.nn.grid_conv import Convolution, conv3d, kernel_lattice
 from eqdmri_monai.nn.irreps import parse_irreps, scalar_bias
 from eqdmri_monai.nn.kernel_cache import KernelCache
+from eqdmri_monai.nn.receptive_field import ReceptiveField
 
 SIGMA = 0.6  # voxels; width of a shell (Weiler et al. 2018, 3.5.1)
 
@@ -117,6 +118,11 @@ class SteerableConv3d(nn.Module):
             self.scale.append((ir_o.dim / max(filters, 1)) ** 0.5)  # keeps the variance of white noise
         self.bias = nn.Parameter(torch.zeros(self.irreps_out.count("0e")))
         self._kernels = KernelCache()
+
+    @property
+    def receptive_field(self) -> ReceptiveField:
+        """Return how far it sees."""
+        return ReceptiveField.of_kernel(self.kernel_size, self.stride)
 
     def basis(self, l_out: int, l_in: int) -> Tensor:
         """Return the sampled filters between two degrees, shape (B, 2 l_out + 1, 2 l_in + 1, N)."""
