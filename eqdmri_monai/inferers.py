@@ -127,7 +127,9 @@ class QSlidingWindowInferer(SlidingWindowInferer):
             plan = [_window(*axis) for axis in zip(largest, size, halo, stride, strict=True)]
             tuned.roi_size = [w for w, _ in plan]
             # MONAI goes on by int(window * (1 - overlap)) voxels; the half keeps rounding from taking one off
-            tuned.overlap = [1 - (step + 0.5) / w if w < n else 0 for (w, step), n in zip(plan, size, strict=True)]
+            tuned.overlap = [
+                max(1 - (step + 0.5) / w, 0) if w < n else 0 for (w, step), n in zip(plan, size, strict=True)
+            ]
             tuned.mode = BlendMode.CONSTANT
         elif stride:
             tuned.roi_size = [max(w // s, 1) * s if w > 0 else w for w, s in zip(roi_size, stride, strict=True)]
@@ -135,20 +137,15 @@ class QSlidingWindowInferer(SlidingWindowInferer):
         answers_to_zeros = {}  # of each scan
 
         def answer(scan: int, x: Tensor) -> Tensor:
+            advice = "" if stride else "; give the inferer its stride, to a multiple of which arrays are then padded"
             try:
                 y = network(x, q[len(x) * [scan]].to(x.device), *args, **kwargs)
             except RuntimeError as e:
-                if "must match" in str(e) and not stride:
-                    raise ValueError(
-                        f"the network cannot take an array of {tuple(x.shape[2:])} voxels ({e}); give the inferer its "
-                        "stride, to a multiple of which arrays are then padded"
-                    ) from e
-                raise
-            if exact and y.shape[2:] != x.shape[2:]:
-                raise ValueError(
-                    f"the network answers {tuple(x.shape[2:])} voxels with {tuple(y.shape[2:])}; take one that keeps "
-                    "the size"
-                )
+                if "must match" not in str(e):
+                    raise
+                raise ValueError(f"the network cannot take {tuple(x.shape[2:])} voxels ({e}){advice}") from e
+            if y.shape[2:] != x.shape[2:]:
+                raise ValueError(f"the network answers {tuple(x.shape[2:])} voxels with {tuple(y.shape[2:])}{advice}")
             return y
 
         def predict(windows: Tensor, slices) -> Tensor:

@@ -1,11 +1,17 @@
+import warnings
+
 import pytest
 import torch
 from e3nn import o3
 from monai.data import MetaTensor
+from monai.inferers import SlidingWindowInferer
+from monai.networks.nets import SegResNet, UNet
 from scans import table_from
 
-from eqdmri_monai.inferers import QSlidingWindowInferer, halo_of
-from eqdmri_monai.networks import PlainCNN, PQNet
+from eqdmri_monai.inferers import QSlidingWindowInferer
+from eqdmri_monai.networks import PQNet, SteerableCNN3d
+from eqdmri_monai.nn import Downsample, Gate, PConv, Upsample
+from eqdmri_monai.nn.receptive_field import chain, measured_halo
 from eqdmri_monai.symmetry import random_scheme
 
 
@@ -16,34 +22,95 @@ class Echo(torch.nn.Module):
         return image[:, :1] * 0 + (q[:, 1:, 0].sum(1) + 10 * q[:, 1:, 1].sum(1))[:, None, None, None, None]
 
 
+class WithoutQ(torch.nn.Module):
+    """A network for images, called with q."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+
+    def forward(self, image, q):
+        return self.network(image)
+
+
 class Counted(torch.nn.Module):
-    """Counts the voxels that a network is called with."""
+    """Counts the windows that a network is called with."""
 
     def __init__(self, network):
         super().__init__()
         self.network, self.sizes = network, []
+        self.receptive_field = network.receptive_field
 
     def forward(self, image, q):
         self.sizes += len(image) * [tuple(image.shape[2:])]
         return self.network(image, q)
 
 
+class UShape(torch.nn.Module):
+    """Down and up again with a skip at each step, of layers of ours: any size, since each step up is told its own."""
+
+    def __init__(self, steps):
+        super().__init__()
+        hidden = "2x0e+1x1e"
+
+        def block(irreps_in):
+            gate = Gate(hidden)
+            return torch.nn.Sequential(PConv(irreps_in, gate.irreps_in, kernel_size=3), gate)
+
+        self.down, self.up = Downsample(), Upsample()
+        self.encoder = torch.nn.ModuleList([block("2x0e"), *(block(hidden) for _ in range(steps))])
+        self.decoder = torch.nn.ModuleList([block(f"{hidden}+{hidden}") for _ in range(steps)])
+        self.last = PConv(hidden, "1x0e", kernel_size=1)
+        way = [self.encoder[0]]
+        for layer in self.encoder[1:]:
+            way += [self.down, layer]
+        for layer in self.decoder:
+            way += [self.up, layer]
+        self.receptive_field = chain([*way, self.last])
+
+    def forward(self, image, q):
+        skips = [self.encoder[0](image)]
+        for layer in self.encoder[1:]:
+            skips.append(layer(self.down(skips[-1])))
+        x = skips.pop()
+        for layer in self.decoder:
+            skip = skips.pop()
+            x = layer(torch.cat([skip, self.up(x, skip.shape[-3:])], dim=1))
+        return self.last(x)
+
+
 def expected(q):
     return q[:, 1:, 0].sum(1) + 10 * q[:, 1:, 1].sum(1)
 
 
+def randomized(network):
+    """Return it in evaluation mode, with random biases and statistics: or zeros would give zeros."""
+    for name, parameter in network.named_parameters():
+        if name.endswith("bias"):
+            torch.nn.init.normal_(parameter, std=0.5)
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm3d):
+            module.running_mean.normal_()
+            module.running_var.uniform_(0.5, 2)
+    return network.eval()
+
+
 def small_net():
-    net = PQNet(("2x0e+1x1e",), ("2x0e+1x1e",), irreps_out="1x0e+1x1e", kernel_size=3)
-    for name, parameter in net.named_parameters():
-        if name.endswith("bias"):  # or zeros would give zeros
-            torch.nn.init.normal_(parameter)
-    return net
+    return randomized(PQNet(("2x0e+1x1e",), ("2x0e+1x1e",), irreps_out="1x0e+1x1e", kernel_size=3))
+
+
+def u_net(strides=(2, 2), **options):
+    """Return MONAI's UNet, for two volumes."""
+    return UNet(3, 2, 1, (3, 4, 4, 4)[: len(strides) + 1], strides, **{"norm": "BATCH"} | options)
+
+
+# --- whose q
 
 
 @pytest.mark.parametrize("sw_batch_size", [1, 2, 3, 8])
 def test_each_window_meets_the_q_vectors_of_its_own_scan(sw_batch_size):
     q = torch.stack([random_scheme(6, 1.0) for _ in range(3)])
-    inferer = QSlidingWindowInferer(roi_size=(4, 4, 4), sw_batch_size=sw_batch_size, halo=0)
+    inferer = QSlidingWindowInferer((4, 4, 4), sw_batch_size, halo=0, stride=1)
     out = inferer(torch.randn(3, 7, 6, 6, 6), Echo(), q=q)
     for item, value in zip(out, expected(q.float()), strict=True):
         torch.testing.assert_close(item, torch.full((1, 6, 6, 6), float(value)), rtol=0, atol=1e-5)
@@ -53,10 +120,14 @@ def test_q_vectors_come_from_meta_and_the_current_affine():
     q, affine = random_scheme(6, 1.0), torch.eye(4)
     affine[:3, :3] = o3.rand_matrix()
     image = MetaTensor(torch.randn(1, 7, 5, 5, 5), affine=affine, meta={"gradients": table_from(q).rows.numpy()})
-    out = QSlidingWindowInferer(roi_size=(4, 4, 4), halo=0)(image, Echo())
+    out = QSlidingWindowInferer((4, 4, 4), halo=0, stride=4)(image, Echo())
     value = expected((q @ affine[:3, :3])[None])
     torch.testing.assert_close(out.as_tensor()[0, 0, 0, 0, 0], value[0].to(out.dtype), rtol=0, atol=1e-5)
     torch.testing.assert_close(out.affine, affine)
+    assert out.shape == (1, 1, 5, 5, 5)
+
+
+# --- windows give what one pass gives, up to the border
 
 
 def test_one_window_is_the_network_itself():
@@ -67,59 +138,185 @@ def test_one_window_is_the_network_itself():
     torch.testing.assert_close(out, net(image, q))
 
 
-@pytest.mark.parametrize("roi_size", [(8, 8, 8), (9, -1, 7), (15, 9, 30), 10])
-@pytest.mark.parametrize("sw_batch_size", [1, 3])
-def test_windows_give_what_one_pass_gives_up_to_the_border(roi_size, sw_batch_size):
-    net, q, image = small_net(), random_scheme(6, 1.0).float().double(), torch.randn(2, 7, 16, 10, 13)
+@pytest.mark.parametrize(("roi_size", "sw_batch_size"), [((9, 8, 11), 1), ((9, -1, 7), 3), ((11, 9, 30), 2), (10, 3)])
+def test_two_scans_with_a_table_each(roi_size, sw_batch_size):
+    net, image = small_net(), torch.randn(2, 4, 12, 9, 11)
+    q = torch.stack([random_scheme(3, length).float().double() for length in (1.0, 1.4)])
     with torch.no_grad():
         out = QSlidingWindowInferer(roi_size, sw_batch_size)(image, net, q=q)
-        torch.testing.assert_close(out, net(image, q), rtol=0, atol=1e-10)
+        whole = torch.cat([net(image[k : k + 1], q[k]) for k in range(2)])
+    torch.testing.assert_close(out, whole, rtol=0, atol=1e-10)
+
+
+# Sizes that are and are not multiples of the stride; windows likewise.
+SIZES = [(40, 44, 36), (41, 43, 38), (37, 45, 9)]
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("roi_size", [(28, -1, -1), (31, 30, 29)])
+def test_windows_over_monais_u_net(size, roi_size):
+    net, image = WithoutQ(randomized(u_net())), torch.randn(1, 2, *size)
+    pad = [(0, -n % 4) for n in size]
+    padded = torch.nn.functional.pad(image, [side for a, b in reversed(pad) for side in ((a + b) // 2, b - b // 2)])
+    inferer = QSlidingWindowInferer(roi_size, halo=10, stride=4)
+    with torch.no_grad():
+        out, one_pass = (i(image, net, q=torch.zeros(2, 3)) for i in (inferer, QSlidingWindowInferer(-1, stride=4)))
+        whole = net.network(padded)
+    start = [(-n % 4) // 2 for n in size]
+    whole = whole[(..., *(slice(s, s + n) for s, n in zip(start, size, strict=True)))]
+    assert out.shape == (1, 1, *size)
+    torch.testing.assert_close(one_pass, whole, rtol=0, atol=1e-12)
+    torch.testing.assert_close(out, whole, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_windows_over_a_u_shape_of_our_layers(size):
+    """Odd and even axes, whose coarse grids lie differently."""
+    net, image = randomized(UShape(1)), torch.randn(1, 2, *size)
+    with torch.no_grad():
+        out = QSlidingWindowInferer((38, -1, -1), halo=17)(image, net, q=torch.zeros(2, 3))
+        torch.testing.assert_close(out, net(image, None), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("length", [117, 118, 119, 120])
+def test_windows_over_two_steps_down(length):
+    net, image = randomized(UShape(2)), torch.randn(1, 2, length, 10, 11)
+    with torch.no_grad():
+        out = QSlidingWindowInferer((108, -1, -1))(image, net, q=torch.zeros(2, 3))
+        torch.testing.assert_close(out, net(image, None), rtol=0, atol=1e-6)
 
 
 def test_a_halo_that_is_too_small_is_seen():
     net, q, image = small_net(), random_scheme(6, 1.0).float().double(), torch.randn(1, 7, 12, 8, 8)
     with torch.no_grad():
-        out = QSlidingWindowInferer((9, -1, -1), halo=halo_of(net) - 1)(image, net, q=q)
+        out = QSlidingWindowInferer((9, -1, -1), halo=net.receptive_field.halo[0] - 1)(image, net, q=q)
         assert (out - net(image, q)).abs().max() > 1e-4
+
+
+def test_a_stride_that_is_too_small_is_seen():
+    net, image, q = WithoutQ(randomized(u_net())), torch.randn(1, 2, 44, 12, 12), torch.zeros(2, 3)
+    with torch.no_grad():
+        right, wrong = (QSlidingWindowInferer((28, -1, -1), halo=11, stride=s)(image, net, q=q) for s in (4, 1))
+        torch.testing.assert_close(right, net(image, q), rtol=0, atol=1e-12)
+        assert (wrong - net(image, q)).abs().max() > 1e-3  # windows that begin at 6 and 12
+
+
+MONAI = {
+    "UNet": (u_net, 4, 10),
+    "UNet with residual units": (lambda: u_net(num_res_units=2), 4, 23),
+    "SegResNet": (lambda: SegResNet(3, 8, 2, 1, blocks_down=(1, 1), blocks_up=(1,), norm="BATCH"), 2, 12),
+}
+
+
+@pytest.mark.parametrize("name", MONAI)
+def test_the_halo_of_monais_networks_is_measured_and_serves(name):
+    network, stride, halo = MONAI[name]
+    network, q, size = WithoutQ(randomized(network())), torch.zeros(2, 3), (-(-2 * halo // stride) + 3) * stride
+    assert measured_halo(network, torch.randn(1, 2, size, size, size), q, stride=stride, tolerance=0) == halo
+    image = torch.randn(1, 2, size + 7, 9, 10)
+    with torch.no_grad():
+        out = QSlidingWindowInferer((size, -1, -1), halo=halo, stride=stride)(image, network, q=q)
+        whole = QSlidingWindowInferer(-1, stride=stride)(image, network, q=q)
+    torch.testing.assert_close(out, whole, rtol=0, atol=1e-12)
+
+
+# --- how many windows
 
 
 def test_neighbours_share_two_halos_and_no_more():
     net, length, halo = Counted(small_net()), 16, 3
     with torch.no_grad():
-        QSlidingWindowInferer((12, -1, -1))(torch.randn(1, 7, length, 6, 6), net, q=random_scheme(6, 1.0))
+        QSlidingWindowInferer((12, -1, -1))(torch.randn(1, 4, length, 6, 6), net, q=random_scheme(3, 1.0))
     assert net.sizes == 2 * [((length + 2 * halo) // 2, 6, 6)]  # smaller than 12, which would have met twice too often
 
 
-def test_empty_windows_are_not_computed_and_get_the_answer_to_zeros():
-    net, q, halo = Counted(small_net()), random_scheme(6, 1.0).float().double(), 3
-    image = torch.zeros(2, 7, 30, 8, 8)
-    image[0, :, :6], image[1, :, 20:] = torch.randn(7, 6, 8, 8), torch.randn(7, 10, 8, 8)
+@pytest.mark.parametrize("length", [55, 56, 57])
+def test_windows_over_a_strided_network_are_as_few(length):
+    net = Counted(UShape(1))  # halo 20, stride 2
+    with torch.no_grad():
+        QSlidingWindowInferer((50, -1, -1))(torch.randn(1, 2, length, 3, 3), net, q=torch.zeros(2, 3))
+    shorter = 6 if length == 55 else 8  # a multiple of the stride, such that 50 - 2 · 20 voxels more reach the end
+    assert net.sizes == 2 * [(length - shorter, 3, 3)]
+
+
+def test_empty_windows_are_computed_once_for_each_scan():
+    net, q = Counted(small_net()), random_scheme(3, 1.0).float().double()
+    image = torch.zeros(2, 4, 30, 8, 8)
+    image[0, :, :6], image[1, :, 20:] = torch.randn(4, 6, 8, 8), torch.randn(4, 10, 8, 8)
     with torch.no_grad():
         out = QSlidingWindowInferer((12, -1, -1), sw_batch_size=2)(image, net, q=q)
-        whole = net.network(image, q)
-    computed = [size for size in net.sizes if size != 3 * (2 * halo + 1,)]
-    assert len(computed) == 1 + 2  # of four windows in each scan
-    assert len(net.sizes) == len(computed) + 2  # and zeros once for each scan
-    far = (..., *3 * (slice(halo, -halo),))
-    torch.testing.assert_close(out[far], whole[far], rtol=0, atol=1e-10)
-    torch.testing.assert_close(out[0, :, :9], whole[0, :, :9], rtol=0, atol=1e-10)  # what sees the brain, to the border
+        torch.testing.assert_close(out, net.network(image, q), rtol=0, atol=1e-10)
+    assert len(net.sizes) == (1 + 1) + (2 + 1)  # of four windows in each scan
     assert out[0, 0, 20, 4, 4].abs() > 1e-3  # the answer to zeros is not 0
 
 
-def test_the_halo_is_the_sum_of_the_reaches():
-    assert halo_of(PQNet()) == 5 * 2
-    assert halo_of(small_net()) == 3
-    assert halo_of(PlainCNN((7, 4, 1), kernel_size=5)) == 4
-    assert halo_of(torch.nn.Conv3d(1, 1, 3, dilation=2)) == 2
+def test_a_scan_of_zeros_has_the_answer_of_one_pass_over_a_strided_network():
+    """It has a pattern of the stride."""
+    net, image = WithoutQ(randomized(u_net())), torch.zeros(1, 2, 64, 12, 12)
+    with torch.no_grad():
+        out = QSlidingWindowInferer((32, -1, -1), halo=10, stride=4)(image, net, q=torch.zeros(2, 3))
+        torch.testing.assert_close(out, net(image, None), rtol=0, atol=1e-12)
+    assert out[0, 0, 30:34, 5, 5].std() > 1e-4
+
+
+# --- windows of networks of which nothing is known
+
+
+def test_windows_that_cannot_be_right_are_blended_as_monai_does_and_say_so():
+    net, image, q = WithoutQ(u_net(norm="INSTANCE")), torch.randn(1, 2, 24, 16, 18), torch.zeros(2, 3)
+    ours = QSlidingWindowInferer((16, 16, 20), overlap=0.25)
+    with (
+        torch.no_grad(),
+        pytest.warns(UserWarning, match="windows are blended.*its InstanceNorm3d sees the whole array"),
+    ):
+        out = ours(image, net, q=q)
+    with torch.no_grad():
+        monai = SlidingWindowInferer((16, 16, 20), 1, 0.25, mode="gaussian")(image, net.network)
+    torch.testing.assert_close(out, monai, rtol=0, atol=1e-12)
+    with pytest.warns(UserWarning, match="how far the network sees is not known"):
+        QSlidingWindowInferer(4)(torch.randn(1, 7, 6, 6, 6), Echo(), q=random_scheme(6, 1.0))
+    net = PQNet(("2x0e",), ("2x0e",), kernel_size=3, normalization="instance").eval()
+    with pytest.warns(UserWarning, match="its instance normalisation sees the whole array"):
+        QSlidingWindowInferer((6, -1, -1))(torch.randn(1, 4, 8, 5, 5), net, q=random_scheme(3, 1.0))
+
+
+def test_one_pass_over_them_needs_no_warning():
+    net, image = WithoutQ(u_net(norm="INSTANCE")), torch.randn(1, 2, 19, 16, 18)
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        out = QSlidingWindowInferer(-1, stride=4)(image, net, q=torch.zeros(2, 3))
+    assert out.shape == (1, 1, 19, 16, 18)
+
+
+def test_windows_are_rounded_to_the_stride_where_they_are_blended():
+    net, image = WithoutQ(u_net(norm="INSTANCE")), torch.randn(1, 2, 23, 16, 18)
+    with torch.no_grad(), pytest.warns(UserWarning, match="windows are blended"):
+        out = QSlidingWindowInferer((18, -1, 100), stride=4)(image, net, q=torch.zeros(2, 3))
+    assert out.shape == (1, 1, 23, 16, 18)
+
+
+# --- what is refused
 
 
 def test_windows_that_cannot_be_right_are_refused():
-    image, q = torch.randn(1, 7, 10, 10, 10), random_scheme(6, 1.0)
-    with pytest.raises(ValueError, match="windows of 6 voxels are no larger than two halos of 3"):
+    image, q, net = torch.randn(1, 7, 10, 10, 10), random_scheme(6, 1.0), WithoutQ(u_net(norm="INSTANCE"))
+    with pytest.raises(ValueError, match=r"windows of 6 voxels are too small: the network sees 3 .* larger than 6"):
         QSlidingWindowInferer((6, -1, -1))(image, small_net(), q=q)
-    for unknown in (Echo(), lambda image, q: image):
-        with pytest.raises(ValueError, match="how far this network sees is not known; give halo"):
-            QSlidingWindowInferer((6, -1, -1))(image, unknown, q=q)
+    with pytest.raises(ValueError, match="halo is given but stride is not"):
+        QSlidingWindowInferer((6, -1, -1), halo=1)(image, Echo(), q=q)
+    with pytest.raises(ValueError, match="no halo is enough for this network, whose InstanceNorm3d sees the whole"):
+        QSlidingWindowInferer((8, -1, -1), halo=2, stride=4)(image[:, :2], net, q=torch.zeros(2, 3))
+
+
+def test_sizes_that_a_network_cannot_take_name_the_stride():
+    q, two, three = torch.zeros(2, 3), WithoutQ(u_net()), WithoutQ(u_net((2, 2, 2)))
+    with pytest.raises(ValueError, match=r"answers \(19, 16, 16\) voxels with \(20, 16, 16\); give the inferer its"):
+        QSlidingWindowInferer(-1)(torch.randn(1, 2, 19, 16, 16), two, q=q)
+    with pytest.raises(ValueError, match=r"cannot take \(18, 16, 16\) voxels .*; give the inferer its stride"):
+        QSlidingWindowInferer(-1)(torch.randn(1, 2, 18, 16, 16), three, q=q)
+    coarser = SteerableCNN3d(2, ((2,), (2,)), strides=(2, 1), kernel_size=3)
+    with pytest.raises(ValueError, match=r"answers \(12, 12, 12\) voxels with \(6, 6, 6\)$"):
+        QSlidingWindowInferer(-1)(torch.randn(1, 2, 12, 12, 12), coarser, q=q)
 
 
 def test_missing_q_vectors_are_an_error():

@@ -96,8 +96,8 @@ def whole_array_layer(network: Callable[..., Tensor]) -> str | None:
         normalizes = isinstance(module, nn.InstanceNorm3d | nn.BatchNorm3d) and not module.track_running_stats
         if normalizes or isinstance(module, nn.GroupNorm | nn.AdaptiveAvgPool3d | nn.AdaptiveMaxPool3d):
             return type(module).__name__
-        if module is not network and getattr(module, "receptive_field", VOXELWISE) is None:
-            return type(module).__name__
+        if getattr(module, "instance", False):  # e3nn's BatchNorm
+            return "instance normalisation"
     return None
 
 

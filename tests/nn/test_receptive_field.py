@@ -80,7 +80,7 @@ def test_what_lies_beyond_the_halo_of_another_grid_changes_nothing(steps):
 def test_what_reads_the_whole_array_is_known():
     assert pq_net(normalization="instance").receptive_field is None
     assert SteerableCNN3d(1, ((2,),), "2x0e", whole=True).receptive_field is None
-    assert whole_array_layer(pq_net(normalization="instance")) == "ChannelsFirst"
+    assert whole_array_layer(pq_net(normalization="instance")) == "instance normalisation"
     assert whole_array_layer(UNet(3, 1, 1, (2, 2), (2,))) == "InstanceNorm3d"
     assert whole_array_layer(UNet(3, 1, 1, (2, 2), (2,), norm="BATCH")) is None
     assert whole_array_layer(nn.BatchNorm3d(1, track_running_stats=False)) == "BatchNorm3d"
