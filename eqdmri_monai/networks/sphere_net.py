@@ -10,6 +10,7 @@ from eqdmri_monai.bases import Radial
 from eqdmri_monai.networks.pq_net import check_scheme
 from eqdmri_monai.nn import Gate, PStack
 from eqdmri_monai.nn.irreps import parse_irreps, parse_irreps_list
+from eqdmri_monai.nn.receptive_field import ReceptiveField, chain
 from eqdmri_monai.nn.sphere_conv import ShellHarmonics, SphereConv
 
 
@@ -84,6 +85,11 @@ class SphereNet(nn.Module):
             spacing=spacing, radial=radial, nonlinearity=nonlinearity, normalization=normalization, dropout=dropout,
             recompute=recompute,
         )  # fmt: skip
+
+    @property
+    def receptive_field(self) -> ReceptiveField | None:
+        """Return how far it sees; None with instance normalisation, which sees the whole array."""
+        return chain(self.p_layers)
 
     def forward(self, image: Tensor, q: Tensor | None = None) -> Tensor:
         """

@@ -10,6 +10,7 @@ from eqdmri_monai.bases import FilterBasis, q_space, tp1
 from eqdmri_monai.networks.pq_net import PQNet
 from eqdmri_monai.nn import CartesianToIrreps, IrrepsToCartesian
 from eqdmri_monai.nn.p_stack import PStack
+from eqdmri_monai.nn.receptive_field import ReceptiveField, chain
 from eqdmri_monai.tensors import fit_tensor
 
 
@@ -53,6 +54,11 @@ class TensorNet(nn.Module):
         self.volumes = PQNet(irreps_pq, (), irreps_features, bases=bases, **common) if irreps_pq else None
         features = o3.Irreps("1x0e") + self.to_irreps.irreps_out + (o3.Irreps(irreps_features) if irreps_pq else "")
         self.correction = PStack([features, *irreps_p, self.to_tensor.irreps_in], **common)
+
+    @property
+    def receptive_field(self) -> ReceptiveField:
+        """Return how far it sees."""
+        return chain([self.correction] if self.volumes is None else [self.volumes, self.correction])
 
     def forward(self, image: Tensor, q: Tensor) -> Tensor:
         """

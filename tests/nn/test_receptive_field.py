@@ -3,12 +3,12 @@ import torch
 from monai.networks.nets import UNet
 from torch import nn
 
-from eqdmri_monai.networks import GradualPQNet, PlainCNN, PQNet, SteerableCNN3d, fold
+from eqdmri_monai.networks import GradualPQNet, PlainCNN, PQNet, SphereNet, SteerableCNN3d, TensorNet, fold
 from eqdmri_monai.nn import Downsample, PConv, Upsample
 from eqdmri_monai.nn.receptive_field import ReceptiveField, chain, measured_halo, whole_array_layer
 from eqdmri_monai.symmetry import random_scheme
 
-Q = 3  # volumes
+Q = 8  # volumes
 
 
 def pq_net(**options):
@@ -20,7 +20,10 @@ NETWORKS = {
     "PQNet, two pq layers": lambda q: PQNet(("1x0e+1x1e", "1x0e"), (), kernel_size=3),
     "PQNet, wide kernel": lambda q: PQNet(("1x0e",), (), kernel_size=5),
     "PQNet, batch normalisation": lambda q: pq_net(normalization="batch").eval(),
-    "GradualPQNet": lambda q: GradualPQNet(("1x0e",), (3,), "2x0e", ("1x0e",), num_radial_q=(2, 2), kernel_size=3),
+    "GradualPQNet": lambda q: GradualPQNet(("1x0e",), (3,), "2x0e", ("1x0e",), num_q=(2, 2), kernel_size=3),
+    "TensorNet": lambda q: TensorNet(("1x0e+1x2e",), "1x0e", ("1x0e",)),
+    "TensorNet, fit alone": lambda q: TensorNet((), irreps_p=("1x0e",)),
+    "SphereNet": lambda q: SphereNet((1,), ("1x0e",), lmax=2, kernel_size=3),
     "SteerableCNN3d": lambda q: SteerableCNN3d(Q, ((2, 1), (2, 1)), residual=True, kernel_size=3),
     "PlainCNN": lambda q: PlainCNN((Q, 3, 1), kernel_size=5),
     "folded": lambda q: fold(pq_net(), q),
