@@ -4,6 +4,20 @@ import logging
 import sys
 import warnings
 
+import torch
+
+
+def sentence(error: BaseException) -> str:
+    """Return an error as one line: what lies below MONAI's wrappers, with its kind unless it is a refusal."""
+    while isinstance(error, RuntimeError) and error.__cause__ is not None:
+        error = error.__cause__
+    said = " ".join(str(error).split())
+    if isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in said:
+        return "not enough memory; choose smaller windows, such as --window [64,64,64]"
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return said if isinstance(error, ValueError | FileNotFoundError) else f"{type(error).__name__}: {said}"
+
 
 def one_line_errors() -> None:
     """Let an error that ends the program print one sentence, that of its first cause, in place of a traceback.
@@ -12,13 +26,12 @@ def one_line_errors() -> None:
     """
 
     def hook(kind: type[BaseException], error: BaseException, traceback) -> None:
-        if issubclass(kind, KeyboardInterrupt) or logging.getLogger().isEnabledFor(logging.DEBUG):
+        if logging.getLogger().isEnabledFor(logging.DEBUG):
             sys.__excepthook__(kind, error, traceback)
-            return
-        while error.__cause__ is not None:
-            error = error.__cause__
-        name = "" if isinstance(error, ValueError | FileNotFoundError) else f"{type(error).__name__}: "
-        print(f"error: {name}{error}", file=sys.stderr)
+        elif issubclass(kind, KeyboardInterrupt):
+            print("\ninterrupted; the same command goes on with what is left", file=sys.stderr)
+        else:
+            print(f"error: {sentence(error)}", file=sys.stderr)
 
     logging.getLogger("ignite").setLevel(logging.CRITICAL)  # it logs every error with a traceback of its own
     # MONAI's LoadImage tries every reader that it has, and says so of one for DICOM on a GPU.

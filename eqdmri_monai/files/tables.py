@@ -77,12 +77,11 @@ def read_mrtrix(path: str | Path, *, volumes: int | None = None) -> GradientTabl
 
 
 def read_table(scan: Mapping, affine: np.ndarray, *, volumes: int | None = None) -> GradientTable:
-    """Read the table of a scan from the files it names, else from files next to the image.
+    """Read the table of a scan from its `table_files`.
 
     Parameters
     ----------
     scan : mapping
-        ``bval`` and ``bvec``, or ``mrtrix``; else ``image``, whose sidecars are looked for.
     affine : array, shape (4, 4)
         Original affine of the image, mm.
     volumes : int
@@ -95,15 +94,39 @@ def read_table(scan: Mapping, affine: np.ndarray, *, volumes: int | None = None)
     ValueError
         When only one of bval and bvec is given, or the table is refused.
     """
+    files = table_files(scan)
+    if "mrtrix" in files:
+        return read_mrtrix(files["mrtrix"], volumes=volumes)
+    return read_fsl(files["bval"], files["bvec"], affine, volumes=volumes)
+
+
+def table_files(scan: Mapping) -> dict[str, Path]:
+    """Return where the table of a scan is: in the files that it names, else in files next to the image.
+
+    Parameters
+    ----------
+    scan : mapping
+        ``bval`` and ``bvec``, or ``mrtrix``; else ``image``, whose sidecars are looked for.
+
+    Returns
+    -------
+    dict
+        bval and bvec, or mrtrix.
+
+    Raises
+    ------
+    FileNotFoundError
+        When there is no table.
+    ValueError
+        When only one of bval and bvec is given.
+    """
     if scan.get("mrtrix"):
-        return read_mrtrix(scan["mrtrix"], volumes=volumes)
+        return {"mrtrix": Path(scan["mrtrix"])}
     if bool(scan.get("bval")) != bool(scan.get("bvec")):
         raise ValueError(f"{scan.get('image')}: bval and bvec must be given together")
-    if not scan.get("bval"):
-        scan = find_sidecars(scan["image"])
-        if "mrtrix" in scan:
-            return read_mrtrix(scan["mrtrix"], volumes=volumes)
-    return read_fsl(scan["bval"], scan["bvec"], affine, volumes=volumes)
+    if scan.get("bval"):
+        return {key: Path(scan[key]) for key in ("bval", "bvec")}
+    return find_sidecars(scan["image"])
 
 
 def find_sidecars(image: str | Path) -> dict[str, Path]:

@@ -61,6 +61,11 @@ class SaveDicomd(MapTransform):
         write_picture(self._path(source, "report", "dcm"), pixels, images, parameters=parameters)
         return dict(data)
 
+    def outputs(self, scan: Mapping[str, str]) -> list[Path]:
+        """Return the paths of a scan's files: none where it did not come in as DICOM."""
+        names = ("lesion", "probability", "report") if scan.get("dicom") else ()
+        return [self._path(scan["image"], name, "dcm") for name in names]
+
     def _path(self, source: str, postfix: str, extension: str) -> Path:
         layout = FolderLayout(
             self.output_dir, postfix, extension, parent=False, makedirs=True, data_root_dir=self.data_root_dir

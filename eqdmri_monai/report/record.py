@@ -3,6 +3,7 @@
 import hashlib
 import importlib.metadata
 import json
+import os
 import platform
 import time
 from collections.abc import Hashable, Mapping
@@ -11,11 +12,12 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 from monai.config import KeysCollection
-from monai.data import FolderLayout
+from monai.data.utils import create_file_basename
 from monai.transforms import MapTransform
 from scipy import ndimage
 
 import eqdmri_monai
+from eqdmri_monai.files.tables import table_files
 from eqdmri_monai.files.writing import written_whole
 from eqdmri_monai.gradients import GradientTable, shells
 from eqdmri_monai.report.picture import picture
@@ -34,7 +36,7 @@ def sha256(path: str | Path) -> str:
 
 
 class SaveReportd(MapTransform):
-    """Write a picture and a record (JSON) beside each probability map.
+    """Write a record (JSON) and a picture beside each probability map; before the maps, so that none is without one.
 
     Parameters
     ----------
@@ -44,14 +46,16 @@ class SaveReportd(MapTransform):
         As in `SaveImaged`.
     weights : path
         Named in the record by its hash.
-    threshold : float
-        What was counted as lesion.
+    settings : mapping
+        What else decides a map, for the record; of these ``threshold`` is what was counted as lesion.
     """
 
-    def __init__(self, keys: KeysCollection, *, output_dir: str, data_root_dir: str, weights: str, threshold: float):
+    def __init__(
+        self, keys: KeysCollection, *, output_dir: str, data_root_dir: str, weights: str, settings: Mapping[str, object]
+    ):
         super().__init__(keys)
         self.output_dir, self.data_root_dir = output_dir, data_root_dir
-        self.weights, self.threshold = weights, threshold
+        self.weights, self.settings = weights, dict(settings)
         self.start = time.monotonic()
 
     def __call__(self, data: Mapping[Hashable, object]) -> dict[Hashable, object]:
@@ -59,43 +63,55 @@ class SaveReportd(MapTransform):
         probability, source = data[self.keys[0]], file_of(data["image"])
         scan = nib.load(source)
         table = GradientTable.from_rows(data["image"].meta["file_gradients"])
-        lesion = (probability[0] > self.threshold).numpy()
+        lesion = (probability[0] > self.settings["threshold"]).numpy()
         brain = data["brain_mask"][0].numpy() > 0.5
-        picture(
-            self._path(source, "png"),
-            np.asarray(scan.dataobj, dtype=np.float32),
-            table,
-            scan.affine,
-            probability[0].numpy(),
-            brain,
-        )
         shell = shells(table.bvals)
         litres = abs(np.linalg.det(scan.affine[:3, :3])) * 1e-6
-        record = {
-            "eqdmri_monai": eqdmri_monai.__version__,
+        mask = data["brain_mask"].meta["made_of"]
+        files = {key: data.get(key) for key in ("bval", "bvec", "mrtrix")} | {"image": source, "brain_mask": mask}
+        record = self.identity(files) | {
             "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
             "python": platform.python_version(),
-            "weights_sha256": sha256(self.weights),
-            "input": Path(source).name,
-            "input_sha256": sha256(source),
             "volumes_per_b_value": {
                 f"{float(table.bvals[shell == s].mean()):.0f}": int((shell == s).sum()) for s in shell.unique()
             },
-            "threshold": self.threshold,
             "lesion_ml": round(1000 * litres * float(lesion.sum()), 3),
             "lesions": int(ndimage.label(lesion, np.ones((3, 3, 3)))[1]),
+            "brain_mask": "given" if mask else "median_otsu",
             "brain_ml": round(1000 * litres * float(brain.sum()), 1),
             "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             "seconds": round(time.monotonic() - self.start, 1),
             "use": "research only, not for diagnosis",
         }
-        with written_whole(self._path(source, "json")) as part:
+        report, png = self.outputs({"image": source})
+        report.parent.mkdir(parents=True, exist_ok=True)
+        with written_whole(report) as part:
             part.write_text(json.dumps(record, indent=1) + "\n")
+        picture(png, np.asarray(scan.dataobj, dtype=np.float32), table, scan.affine, probability[0].numpy(), brain)
         self.start = time.monotonic()
         return dict(data)
 
-    def _path(self, source: str, extension: str) -> Path:
-        layout = FolderLayout(
-            self.output_dir, "report", extension, parent=False, makedirs=True, data_root_dir=self.data_root_dir
-        )
-        return Path(layout.filename(source))
+    def outputs(self, scan: Mapping[str, str]) -> list[Path]:
+        """Return the paths of a scan's record and picture."""
+        return [Path(f"{self._stem(scan)}_report.{kind}") for kind in ("json", "png")]
+
+    def name(self, scan: Mapping[str, str]) -> str:
+        """Return what the results of a scan are named after: its path from the data's root, without extension."""
+        return os.path.relpath(self._stem(scan), self.output_dir)
+
+    def identity(self, scan: Mapping[str, str | None]) -> dict[str, object]:
+        """Return what decides a map: version, settings, and hashes of the weights and of all files of the scan.
+
+        Two scans, or two runs, that agree in this have the same map.
+        """
+        files = {"input": scan["image"], **table_files(scan), "brain_mask": scan.get("brain_mask")}
+        return {
+            "eqdmri_monai": eqdmri_monai.__version__,
+            "weights_sha256": sha256(self.weights),
+            "input": Path(scan["image"]).name,
+            **{f"{key}_sha256": sha256(path) for key, path in files.items() if path},
+            **self.settings,
+        }
+
+    def _stem(self, scan: Mapping[str, str]) -> str:
+        return create_file_basename("", scan["image"], self.output_dir, self.data_root_dir, False, makedirs=False)

@@ -34,10 +34,11 @@ class BrainMaskd(MapTransform):
         self.mask_key, self.median_radius, self.numpass = mask_key, median_radius, numpass
 
     def __call__(self, data: Mapping[Hashable, object]) -> dict[Hashable, object]:
-        """Return data with a mask (1, X, Y, Z), float32, on the image's grid."""
+        """Return data with a mask (1, X, Y, Z), float32, on the image's grid; its meta names its file ("made_of")."""
         d = dict(data)
         image = d[self.keys[0]]
-        if d.get(self.mask_key) is None:
+        given = d.get(self.mask_key) is not None
+        if not given:
             b0 = image[0].numpy().astype(np.float32)
             _, mask = median_otsu(b0, median_radius=self.median_radius, numpass=self.numpass, finalize_mask=True)
             d[self.mask_key] = with_volumes(image, torch.from_numpy(mask[None].astype(np.float32)))
@@ -49,5 +50,6 @@ class BrainMaskd(MapTransform):
         d[self.mask_key] = mask = (mask > 0.5).to(torch.float32)
         if not mask.any():
             raise ValueError(f"{file_of(mask)}: the brain mask is empty; give one as brain_mask")
+        mask.meta["made_of"] = file_of(mask) if given else ""
         mask.meta["filename_or_obj"] = file_of(image)  # results are named after the scan
         return d

@@ -27,16 +27,44 @@ def test_the_report_measures_the_lesions_and_names_nothing_but_the_file(phantom,
     data = {
         "image": MetaTensor(torch.zeros(1, 2, 2, 2), meta=meta),
         "pred": torch.from_numpy(phantom.lesion[None].astype(np.float32)),
-        "brain_mask": torch.from_numpy(phantom.brain[None].astype(np.float32)),
+        "brain_mask": MetaTensor(phantom.brain[None].astype(np.float32), meta={"made_of": ""}),
     }
-    out = tmp_path / "out"
-    SaveReportd(
-        "pred", output_dir=str(out), data_root_dir=str(folder), weights=str(tmp_path / "model.pt"), threshold=0.5
-    )(data)
+    out, settings = tmp_path / "out", {"threshold": 0.5, "spacing": [2.0, 2.0, 2.0]}
+    save = SaveReportd(
+        "pred", output_dir=str(out), data_root_dir=str(folder), weights=str(tmp_path / "model.pt"), settings=settings
+    )
+    save(data)
     assert {path.name for path in out.iterdir()} == {"dwi_report.png", "dwi_report.json"}
     text = (out / "dwi_report.json").read_text()
     record = json.loads(text)
     assert record["lesion_ml"] == pytest.approx(phantom.lesion.sum() * 6 * 6 * 7 / 1000, abs=1e-3)
     assert record["volumes_per_b_value"] == {"0": 2, "1000": 12}
     assert record["input_sha256"] == sha256(scan)
+    assert record["brain_mask"] == "median_otsu"
+    assert record["spacing"] == [2.0, 2.0, 2.0]
     assert "Doe" not in text
+    assert save.outputs({"image": str(scan)}) == [out / "dwi_report.json", out / "dwi_report.png"]
+    assert save.name({"image": str(scan)}) == "dwi"
+
+
+def test_what_decides_a_map_is_in_its_identity(tmp_path):
+    names = ("model.pt", "dwi.nii", "dwi.bval", "dwi.bvec", "brain.nii")
+    for name in names:
+        (tmp_path / name).write_text(name)
+
+    def identity(**files):
+        save = SaveReportd(
+            "pred", output_dir="out", data_root_dir=str(tmp_path), weights=str(tmp_path / "model.pt"), settings={"a": 1}
+        )
+        return save.identity({"image": str(tmp_path / "dwi.nii"), **files})
+
+    first, masked = identity(), identity(brain_mask=str(tmp_path / "brain.nii"))
+    assert identity() == first
+    assert masked.keys() - first.keys() == {"brain_mask_sha256"}
+    for name in names[:-1]:
+        (tmp_path / name).write_text("other")
+        changed = identity()
+        assert [key for key in first if changed[key] != first[key]] == [
+            {"model.pt": "weights_sha256", "dwi.nii": "input_sha256"}.get(name, f"{name[-4:]}_sha256")
+        ]
+        (tmp_path / name).write_text(name)
