@@ -1,5 +1,6 @@
 """The main job from DICOM, and what a hospital's systems ask of a bundle."""
 
+import json
 from pathlib import Path
 
 import highdicom as hd
@@ -70,3 +71,17 @@ def test_dicom_and_nifti_give_the_same_map(case, tmp_path, capfd):
     lesion = nib.load(tmp_path / "a" / "series005_lesion.nii.gz")
     volume = hd.seg.segread(tmp_path / "a" / "series005_lesion.dcm").get_volume(combine_segments=True)
     assert volume.array.sum() == np.asarray(lesion.dataobj).sum() > 0
+
+
+def test_a_warning_reaches_the_report_without_names_of_folders(case, tmp_path):
+    folder = tmp_path / "Doe_Jane"
+    folder.mkdir()
+    scan = dicom_to_scan(case / "Doe_Jane", folder)
+    bvec = np.loadtxt(scan["bvec"])
+    bvec[:, 0] = [1, 0, 0]  # a direction at b = 0
+    np.savetxt(scan["bvec"], bvec)
+    with pytest.warns(UserWarning, match=f"{scan['bvec']}: volume 0 has b = 0"):
+        run(case, tmp_path / "out", dwi=scan["image"])
+    (sentence,) = json.loads((tmp_path / "out" / "series005_report.json").read_text())["warnings"]
+    assert sentence.startswith("series005.bvec: volume 0 has b = 0")
+    assert sentence in (tmp_path / "out" / "series005_report.html").read_text()

@@ -1,11 +1,13 @@
 """What goes beside a lesion map: a picture, a page, a record of how it was made, and results as DICOM."""
 
+from eqdmri_monai.report.checks import CheckGradientsd
 from eqdmri_monai.report.dicom import SaveDicomd
 from eqdmri_monai.report.page import SaveIndex, SavePaged, write_index, write_page
 from eqdmri_monai.report.picture import colour_fa, picture
 from eqdmri_monai.report.record import SaveReportd, sha256
 
 __all__ = [
+    "CheckGradientsd",
     "SaveDicomd",
     "SaveIndex",
     "SavePaged",

@@ -79,6 +79,7 @@ class SaveReportd(MapTransform):
             "lesions": int(ndimage.label(lesion, np.ones((3, 3, 3)))[1]),
             "brain_mask": "given" if mask else "median_otsu",
             "brain_ml": round(1000 * litres * float(brain.sum()), 1),
+            "warnings": data["image"].meta.get("warnings", "").splitlines(),
             "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             "seconds": round(time.monotonic() - self.start, 1),
             "use": "research only, not for diagnosis",

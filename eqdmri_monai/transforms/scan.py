@@ -6,6 +6,8 @@ axes of the array as it is then. ``image.meta["file_gradients"]`` keeps those of
 averaged or left out since.
 """
 
+import os
+import warnings
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 
@@ -52,6 +54,13 @@ def with_volumes(image: MetaTensor, volumes: torch.Tensor, table: GradientTable 
     if table is not None:
         meta["gradients"] = table.rows.numpy()
     return MetaTensor(plain, meta=meta, applied_operations=list(image.applied_operations))
+
+
+def warn_of(image: MetaTensor, sentence: str) -> None:
+    """Warn, and keep the sentence, without names of folders, for the report: ``image.meta["warnings"]``, one a line."""
+    warnings.warn(sentence, stacklevel=3)
+    kept = sentence.replace(f"{Path(file_of(image)).parent}{os.sep}", "")
+    image.meta["warnings"] = "\n".join(filter(None, (image.meta.get("warnings"), kept)))
 
 
 class CheckScand(MapTransform):
@@ -123,8 +132,12 @@ class LoadGradientsd(MapTransform):
                 raise ValueError(f"{file_of(image)}: every voxel is 0; this is no scan")
             if "gradients" not in image.meta:
                 scan = {name: d.get(name) for name in ("bval", "bvec", "mrtrix")} | {"image": file_of(image)}
-                table = read_table(scan, np.asarray(image.meta["original_affine"]), volumes=image.shape[0])
+                with warnings.catch_warnings(record=True) as said:
+                    warnings.simplefilter("always")
+                    table = read_table(scan, np.asarray(image.meta["original_affine"]), volumes=image.shape[0])
                 image.meta["gradients"] = table.rows.numpy()
+                for one in said:
+                    warn_of(image, str(one.message))
             table = table_of(image)
             shell = shells(table.bvals)
             present = torch.stack([table.bvals[shell == s].mean() for s in shell.unique()])
