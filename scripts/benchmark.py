@@ -193,7 +193,7 @@ def kernels(case: dict) -> dict[str, float]:
     q = scheme(case).to(case["device"])
 
     def forward() -> Tensor:
-        pq = [m.grid_kernel(m.mixing(q)).square().mean() for m in net.modules() if isinstance(m, PQConv)]
+        pq = [m.shell_kernels(m.plan(q)).square().mean() for m in net.modules() if isinstance(m, PQConv)]
         return sum(pq + [m.grid_kernel().square().mean() for m in net.modules() if isinstance(m, PConv)])
 
     def step() -> None:

@@ -161,7 +161,7 @@ def fold(network: PQNet | GradualPQNet, q: Tensor) -> FoldedNet:
             coefficients = conv.lattice.new_ones(1, 1)
         else:
             q_out, coefficients = None, network.pool.coefficients(QSampling.of(q_in))
-        weight = conv.plain_weight(q_in, q_out, closed=conv.antipodal and i > 0)
+        weight = conv.grid_kernel(q_in, q_out, closed=conv.antipodal and i > 0)
         if last:
             signs = len(weight) // coefficients.shape[1]
             coefficients = torch.cat(signs * [coefficients / signs], dim=1)

@@ -141,7 +141,7 @@ class PQNet(nn.Module):
     def _last_pq_layer_and_pool(self, x: Tensor, q: Tensor) -> Tensor:
         conv, act = self.pq_convs[-1], self.pq_nonlinearities[-1]
         prepared = conv.prepare(x, q)
-        coefficients = self.pool.coefficients(prepared.mixing.sampling_out)
+        coefficients = self.pool.coefficients(prepared.plan.sampling_out)
 
         def gated_sum(coefficients: Tensor, *maps: Tensor) -> Tensor:
             return sum(torch.einsum("iq,biqxyz->bixyz", coefficients / len(maps), act(y)) for y in maps)
@@ -151,7 +151,7 @@ class PQNet(nn.Module):
             maps = conv.convolve(prepared.with_tensors(tensors), index)
             return run(gated_sum, coefficients[:, index], *maps, recompute=not self.recompute)
 
-        chunks, tensors = list(prepared.mixing.chunks(self.chunk)), [coefficients, *prepared.tensors()]
+        chunks, tensors = list(prepared.plan.chunks(self.chunk)), [coefficients, *prepared.tensors()]
         if not self.recompute:
             return sum(pooled(index, *tensors) for index in chunks)
         return streamed_sum(pooled, chunks, tensors, [*act.parameters(), *conv.parameters()])

@@ -1,11 +1,9 @@
 """Convolution over a voxel grid with one dense weight: the lattice of its taps, and the fastest way to apply it."""
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor, nn
 
-from eqdmri_monai.nn.fourier_conv import Transform, fourier_conv, is_faster, spectrum, transform
+from eqdmri_monai.nn.fourier_conv import fourier_conv, is_faster, spectrum, transform
 
 
 def kernel_lattice(kernel_size: int, spacing: tuple[float, float, float]) -> tuple[Tensor, float]:
@@ -42,36 +40,32 @@ def conv3d(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, stride: int
     return nn.functional.conv3d(x, weight, bias, stride=stride, padding=weight.shape[-1] // 2).contiguous()
 
 
-@dataclass(frozen=True)
-class Convolution:
-    """Convolution with one weight, as `conv3d` does it or, where that is faster, `fourier_conv`.
+def convolve(x: Tensor, kernel: Tensor, bias: Tensor | None = None, *, kernel_size: int) -> Tensor:
+    """Convolve as `conv3d` does or, where that is faster, as `fourier_conv` does.
 
     Parameters
     ----------
-    kernel : Tensor
-        A weight (O, I, k, k, k) or its `spectrum`.
-    transform : Transform or None
-        Into Fourier space; None for `conv3d`.
-    reach : int
-        k // 2.
+    x : Tensor, shape (N, I, X, Y, Z)
+        Outside the array it counts as 0.
+    kernel : Tensor, shape (O, I, k, k, k)
+        A weight, or what `shared_kernel` makes of it.
+    bias : Tensor, shape (O,)
+    kernel_size : int
+        k.
+
+    Returns
+    -------
+    Tensor, shape (N, O, X, Y, Z)
     """
+    if kernel.ndim == 5 and not is_faster(kernel, x.shape[2:]):
+        return conv3d(x, kernel, bias)
+    t = transform(*x.shape[2:4], kernel_size, kernel.dtype, kernel.device)
+    y = fourier_conv(x, kernel, t, kernel_size // 2)
+    return y if bias is None else y.add_(bias[:, None, None, None])
 
-    kernel: Tensor
-    transform: Transform | None
-    reach: int
 
-    @classmethod
-    def of(cls, weight: Tensor, size: torch.Size, *, shared: bool = False) -> "Convolution":
-        """Choose the way for arrays of size X, Y, Z; where many share the weight, its spectrum is computed here."""
-        reach = weight.shape[-1] // 2
-        if not is_faster(weight, size):
-            return cls(weight, None, reach)
-        t = transform(*size[:2], weight.shape[-1], weight.dtype, weight.device)
-        return cls(spectrum(weight, t) if shared else weight, t, reach)
-
-    def __call__(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
-        """Return (N, O, X, Y, Z) of x (N, I, X, Y, Z); outside the array x counts as 0."""
-        if self.transform is None:
-            return conv3d(x, self.kernel, bias)
-        y = fourier_conv(x, self.kernel, self.transform, self.reach)
-        return y if bias is None else y.add_(bias[:, None, None, None])
+def shared_kernel(weight: Tensor, size: torch.Size) -> Tensor:
+    """Return a weight as it is `convolve`d fastest with many arrays of size X, Y, Z: itself, or its `spectrum`."""
+    if not is_faster(weight, size):
+        return weight
+    return spectrum(weight, transform(*size[:2], weight.shape[-1], weight.dtype, weight.device))

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from eqdmri_monai.bases import FilterBasis, Radial, p_space
 from eqdmri_monai.nn.filters import Filters
-from eqdmri_monai.nn.grid_conv import Convolution, kernel_lattice
+from eqdmri_monai.nn.grid_conv import convolve, kernel_lattice
 from eqdmri_monai.nn.irreps import parse_irreps, scalar_bias
 from eqdmri_monai.nn.kernel_cache import KernelCache
 from eqdmri_monai.nn.linear import Linear
@@ -108,7 +108,7 @@ class PConv(nn.Module):
         if x.ndim != 5 or x.shape[1] != self.irreps_in.dim:
             raise ValueError(f"x must be (B, {self.irreps_in.dim}, X, Y, Z), got {tuple(x.shape)}")
         weight, bias = self._kernels(self, (), self._build)
-        return Convolution.of(weight, x.shape[2:])(x, bias)
+        return convolve(x, weight, bias, kernel_size=self.kernel_size)
 
     def _build(self) -> tuple[Tensor, Tensor]:
         with torch.autocast(self.lattice.device.type, enabled=False):  # bf16 would lose the kernels' symmetry

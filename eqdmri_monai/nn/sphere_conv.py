@@ -30,7 +30,8 @@ class ShellHarmonics(nn.Module):
         c_s = (Y^T Y + 4 \pi \lambda L)^{-1} Y^T S, \quad L_{ll} = l^2 (l + 1)^2
 
     Directions turned by R give coefficients turned by D(R): the penalty knows degrees only. b0 is a shell of its own
-    that has degree 0 only. w averages the shells of b > 50, as in `QLengthPool`. Nothing is learned here, unless `radial` is.
+    that has degree 0 only. w averages the shells of b > 50, as in `QLengthPool`. Nothing is learned here, unless
+    `radial` is.
 
     Parameters
     ----------

@@ -7,7 +7,7 @@ from e3nn import o3
 from torch import Tensor, nn
 
 from eqdmri_monai.bases.angular import coupling, degree_slice, harmonics, triangle
-from eqdmri_monai.nn.grid_conv import Convolution, conv3d, kernel_lattice
+from eqdmri_monai.nn.grid_conv import conv3d, convolve, kernel_lattice
 from eqdmri_monai.nn.irreps import parse_irreps, scalar_bias
 from eqdmri_monai.nn.kernel_cache import KernelCache
 from eqdmri_monai.nn.receptive_field import ReceptiveField
@@ -156,7 +156,7 @@ class SteerableConv3d(nn.Module):
         """
         weight, bias = self._kernels(self, (), self._build)
         if self.stride == 1:
-            return Convolution.of(weight, x.shape[2:])(x, bias)
+            return convolve(x, weight, bias, kernel_size=self.kernel_size)
         return conv3d(x, weight, bias, stride=self.stride)
 
     def _build(self) -> tuple[Tensor, Tensor]:

@@ -6,8 +6,10 @@ import torch
 from e3nn import o3
 
 from eqdmri_monai.bases import DifferenceBasis, FilterBasis, Radial, p_space, pq_diff, q_space, tp, tp1, tp_vec
+from eqdmri_monai.gradients import QSampling
 from eqdmri_monai.nn import PQConv
 from eqdmri_monai.nn.linear import Linear
+from eqdmri_monai.nn.q_plan import quadrature
 from eqdmri_monai.symmetry import cube_rotations, random_scheme, turn_features
 
 CASES = [
@@ -30,8 +32,8 @@ def layer(case, **options) -> PQConv:
 
 def dense(conv: PQConv, x, q_in, q_out, same):
     """The definition: one conv3d from all volumes to all volumes, its weight evaluated by `PQConv.kernel`."""
-    mixing = conv.mixing(q_in[: len(q_in) // 2], None) if conv.antipodal else conv.mixing(q_in)
-    weight = torch.cat([mixing.weight, mixing.weight]) / 2 if conv.antipodal else mixing.weight
+    weight = quadrature(QSampling.of(q_in[: len(q_in) // 2] if conv.antipodal else q_in))
+    weight = torch.cat([weight, weight]) / 2 if conv.antipodal else weight
     kernel = conv.kernel(conv.lattice, q_out, q_in) * weight[:, None]  # [n, q, o, r, i]
     kernel = kernel.permute(1, 2, 4, 3, 0).unflatten(-1, 3 * (conv.kernel_size,)).flatten(0, 1).flatten(1, 2)
     y = torch.nn.functional.conv3d(x.flatten(1, 2), kernel, padding=conv.kernel_size // 2)
