@@ -49,6 +49,8 @@ class QSlidingWindowInferer(SlidingWindowInferer):
     overlap : float
         Share of a window that its neighbour shares, where the halo is not known; as in `SlidingWindowInferer`, whose
         Gaussian blending is used then.
+    with_q : bool
+        False for a network that is called with the image alone, as MONAI's are; q is not needed then.
     sw_device, device, progress
         As in `SlidingWindowInferer`.
     """
@@ -61,6 +63,7 @@ class QSlidingWindowInferer(SlidingWindowInferer):
         halo: Sequence[int] | int | None = None,
         stride: Sequence[int] | int | None = None,
         overlap: float = 0.5,
+        with_q: bool = True,
         sw_device: torch.device | str | None = None,
         device: torch.device | str | None = None,
         progress: bool = False,
@@ -75,6 +78,7 @@ class QSlidingWindowInferer(SlidingWindowInferer):
             progress=progress,
             with_coord=True,
         )
+        self.with_q = with_q
         self.halo = None if halo is None else ensure_tuple_rep(halo, 3)
         self.stride = None if stride is None else ensure_tuple_rep(stride, 3)
 
@@ -86,7 +90,7 @@ class QSlidingWindowInferer(SlidingWindowInferer):
         ----------
         inputs : Tensor, shape (B, Q, X, Y, Z)
         network : callable
-            Called as ``network(windows, q)``, with q (windows, Q, 3).
+            Called as ``network(windows, q)``, with q (windows, Q, 3), or with the windows alone.
         q : Tensor, shape (B, Q, 3), (1, Q, 3) or (Q, 3)
             Along the voxel axes.
 
@@ -101,11 +105,12 @@ class QSlidingWindowInferer(SlidingWindowInferer):
             the halo is given and the stride not known, or no halo can be enough; when the network cannot take an array
             of this size, or answers with another size.
         """
-        q = self._q_of(inputs) if q is None else torch.as_tensor(q)
-        q = (q[None] if q.ndim == 2 else q).to(inputs.device, torch.float32)
-        if len(q) not in (1, len(inputs)):
-            raise ValueError(f"q has {len(q)} sets of q-vectors for a batch of {len(inputs)}")
-        q = q.expand(len(inputs), -1, -1)
+        if self.with_q:
+            q = self._q_of(inputs) if q is None else torch.as_tensor(q)
+            q = (q[None] if q.ndim == 2 else q).to(inputs.device, torch.float32)
+            if len(q) not in (1, len(inputs)):
+                raise ValueError(f"q has {len(q)} sets of q-vectors for a batch of {len(inputs)}")
+            q = q.expand(len(inputs), -1, -1)
 
         lacking = [-n % s for n, s in zip(inputs.shape[2:], self.stride or (1, 1, 1), strict=True)]
         pad = [side for n in reversed(lacking) for side in (n // 2, n - n // 2)]
@@ -117,7 +122,7 @@ class QSlidingWindowInferer(SlidingWindowInferer):
             y = y[:, :, x0 : x0 + nx, y0 : y0 + ny, z0 : z0 + nz]
         return y
 
-    def _windowed(self, inputs: Tensor, network: Callable[..., Tensor], q: Tensor, *args, **kwargs) -> Tensor:
+    def _windowed(self, inputs: Tensor, network: Callable[..., Tensor], q: Tensor | None, *args, **kwargs) -> Tensor:
         size, roi_size = tuple(inputs.shape[2:]), ensure_tuple_rep(self.roi_size, 3)
         largest = [n if w <= 0 else min(w, n) for w, n in zip(roi_size, size, strict=True)]
         one_pass = largest == list(size)
@@ -139,7 +144,8 @@ class QSlidingWindowInferer(SlidingWindowInferer):
         def answer(scan: int, x: Tensor) -> Tensor:
             advice = "" if stride else "; give the inferer its stride, to a multiple of which arrays are then padded"
             try:
-                y = network(x, q[len(x) * [scan]].to(x.device), *args, **kwargs)
+                own_q = [q[len(x) * [scan]].to(x.device)] if self.with_q else []
+                y = network(x, *own_q, *args, **kwargs)
             except RuntimeError as e:
                 if "must match" not in str(e):
                     raise

@@ -1,3 +1,4 @@
+import functools
 import warnings
 
 import pytest
@@ -20,17 +21,6 @@ class Echo(torch.nn.Module):
 
     def forward(self, image, q):
         return image[:, :1] * 0 + (q[:, 1:, 0].sum(1) + 10 * q[:, 1:, 1].sum(1))[:, None, None, None, None]
-
-
-class WithoutQ(torch.nn.Module):
-    """A network for images, called with q."""
-
-    def __init__(self, network):
-        super().__init__()
-        self.network = network
-
-    def forward(self, image, q):
-        return self.network(image)
 
 
 class Counted(torch.nn.Module):
@@ -77,6 +67,9 @@ class UShape(torch.nn.Module):
             skip = skips.pop()
             x = layer(torch.cat([skip, self.up(x, skip.shape[-3:])], dim=1))
         return self.last(x)
+
+
+ImageInferer = functools.partial(QSlidingWindowInferer, with_q=False)
 
 
 def expected(q):
@@ -155,13 +148,13 @@ SIZES = [(40, 44, 36), (41, 43, 38), (37, 45, 9)]
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("roi_size", [(28, -1, -1), (31, 30, 29)])
 def test_windows_over_monais_u_net(size, roi_size):
-    net, image = WithoutQ(randomized(u_net())), torch.randn(1, 2, *size)
+    net, image = randomized(u_net()), torch.randn(1, 2, *size)
     pad = [(0, -n % 4) for n in size]
     padded = torch.nn.functional.pad(image, [side for a, b in reversed(pad) for side in ((a + b) // 2, b - b // 2)])
-    inferer = QSlidingWindowInferer(roi_size, halo=10, stride=4)
+    inferer = ImageInferer(roi_size, halo=10, stride=4)
     with torch.no_grad():
-        out, one_pass = (i(image, net, q=torch.zeros(2, 3)) for i in (inferer, QSlidingWindowInferer(-1, stride=4)))
-        whole = net.network(padded)
+        out, one_pass = (i(image, net) for i in (inferer, ImageInferer(-1, stride=4)))
+        whole = net(padded)
     start = [(-n % 4) // 2 for n in size]
     whole = whole[(..., *(slice(s, s + n) for s, n in zip(start, size, strict=True)))]
     assert out.shape == (1, 1, *size)
@@ -194,11 +187,11 @@ def test_a_halo_that_is_too_small_is_seen():
 
 
 def test_a_stride_that_is_too_small_is_seen():
-    net, image, q = WithoutQ(randomized(u_net())), torch.randn(1, 2, 44, 12, 12), torch.zeros(2, 3)
+    net, image = randomized(u_net()), torch.randn(1, 2, 44, 12, 12)
     with torch.no_grad():
-        right, wrong = (QSlidingWindowInferer((28, -1, -1), halo=11, stride=s)(image, net, q=q) for s in (4, 1))
-        torch.testing.assert_close(right, net(image, q), rtol=0, atol=1e-12)
-        assert (wrong - net(image, q)).abs().max() > 1e-3  # windows that begin at 6 and 12
+        right, wrong = (ImageInferer((28, -1, -1), halo=11, stride=s)(image, net) for s in (4, 1))
+        torch.testing.assert_close(right, net(image), rtol=0, atol=1e-12)
+        assert (wrong - net(image)).abs().max() > 1e-3  # windows that begin at 6 and 12
 
 
 MONAI = {
@@ -211,12 +204,12 @@ MONAI = {
 @pytest.mark.parametrize("name", MONAI)
 def test_the_halo_of_monais_networks_is_measured_and_serves(name):
     network, stride, halo = MONAI[name]
-    network, q, size = WithoutQ(randomized(network())), torch.zeros(2, 3), (-(-2 * halo // stride) + 3) * stride
-    assert measured_halo(network, torch.randn(1, 2, size, size, size), q, stride=stride, tolerance=0) == halo
+    network, size = randomized(network()), (-(-2 * halo // stride) + 3) * stride
+    assert measured_halo(network, torch.randn(1, 2, size, size, size), stride=stride, tolerance=0) == halo
     image = torch.randn(1, 2, size + 7, 9, 10)
     with torch.no_grad():
-        out = QSlidingWindowInferer((size, -1, -1), halo=halo, stride=stride)(image, network, q=q)
-        whole = QSlidingWindowInferer(-1, stride=stride)(image, network, q=q)
+        out = ImageInferer((size, -1, -1), halo=halo, stride=stride)(image, network)
+        whole = ImageInferer(-1, stride=stride)(image, network)
     torch.testing.assert_close(out, whole, rtol=0, atol=1e-12)
 
 
@@ -252,10 +245,10 @@ def test_empty_windows_are_computed_once_for_each_scan():
 
 def test_a_scan_of_zeros_has_the_answer_of_one_pass_over_a_strided_network():
     """It has a pattern of the stride."""
-    net, image = WithoutQ(randomized(u_net())), torch.zeros(1, 2, 64, 12, 12)
+    net, image = randomized(u_net()), torch.zeros(1, 2, 64, 12, 12)
     with torch.no_grad():
-        out = QSlidingWindowInferer((32, -1, -1), halo=10, stride=4)(image, net, q=torch.zeros(2, 3))
-        torch.testing.assert_close(out, net(image, None), rtol=0, atol=1e-12)
+        out = ImageInferer((32, -1, -1), halo=10, stride=4)(image, net)
+        torch.testing.assert_close(out, net(image), rtol=0, atol=1e-12)
     assert out[0, 0, 30:34, 5, 5].std() > 1e-4
 
 
@@ -263,15 +256,15 @@ def test_a_scan_of_zeros_has_the_answer_of_one_pass_over_a_strided_network():
 
 
 def test_windows_that_cannot_be_right_are_blended_as_monai_does_and_say_so():
-    net, image, q = WithoutQ(u_net(norm="INSTANCE")), torch.randn(1, 2, 24, 16, 18), torch.zeros(2, 3)
-    ours = QSlidingWindowInferer((16, 16, 20), overlap=0.25)
+    net, image = u_net(norm="INSTANCE"), torch.randn(1, 2, 24, 16, 18)
+    ours = ImageInferer((16, 16, 20), overlap=0.25)
     with (
         torch.no_grad(),
         pytest.warns(UserWarning, match="windows are blended.*its InstanceNorm3d sees the whole array"),
     ):
-        out = ours(image, net, q=q)
+        out = ours(image, net)
     with torch.no_grad():
-        monai = SlidingWindowInferer((16, 16, 20), 1, 0.25, mode="gaussian")(image, net.network)
+        monai = SlidingWindowInferer((16, 16, 20), 1, 0.25, mode="gaussian")(image, net)
     torch.testing.assert_close(out, monai, rtol=0, atol=1e-12)
     with pytest.warns(UserWarning, match="how far the network sees is not known"):
         QSlidingWindowInferer(4)(torch.randn(1, 7, 6, 6, 6), Echo(), q=random_scheme(6, 1.0))
@@ -281,17 +274,17 @@ def test_windows_that_cannot_be_right_are_blended_as_monai_does_and_say_so():
 
 
 def test_one_pass_over_them_needs_no_warning():
-    net, image = WithoutQ(u_net(norm="INSTANCE")), torch.randn(1, 2, 19, 16, 18)
+    net, image = u_net(norm="INSTANCE"), torch.randn(1, 2, 19, 16, 18)
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("error")
-        out = QSlidingWindowInferer(-1, stride=4)(image, net, q=torch.zeros(2, 3))
+        out = ImageInferer(-1, stride=4)(image, net)
     assert out.shape == (1, 1, 19, 16, 18)
 
 
 def test_windows_are_rounded_to_the_stride_where_they_are_blended():
-    net, image = WithoutQ(u_net(norm="INSTANCE")), torch.randn(1, 2, 23, 16, 18)
+    net, image = u_net(norm="INSTANCE"), torch.randn(1, 2, 23, 16, 18)
     with torch.no_grad(), pytest.warns(UserWarning, match="windows are blended"):
-        out = QSlidingWindowInferer((18, -1, 100), stride=4)(image, net, q=torch.zeros(2, 3))
+        out = ImageInferer((18, -1, 100), stride=4)(image, net)
     assert out.shape == (1, 1, 23, 16, 18)
 
 
@@ -299,24 +292,24 @@ def test_windows_are_rounded_to_the_stride_where_they_are_blended():
 
 
 def test_windows_that_cannot_be_right_are_refused():
-    image, q, net = torch.randn(1, 7, 10, 10, 10), random_scheme(6, 1.0), WithoutQ(u_net(norm="INSTANCE"))
+    image, q, net = torch.randn(1, 7, 10, 10, 10), random_scheme(6, 1.0), u_net(norm="INSTANCE")
     with pytest.raises(ValueError, match=r"windows of 6 voxels are too small: the network sees 3 .* larger than 6"):
         QSlidingWindowInferer((6, -1, -1))(image, small_net(), q=q)
     with pytest.raises(ValueError, match="halo is given but stride is not"):
         QSlidingWindowInferer((6, -1, -1), halo=1)(image, Echo(), q=q)
     with pytest.raises(ValueError, match="no halo is enough for this network, whose InstanceNorm3d sees the whole"):
-        QSlidingWindowInferer((8, -1, -1), halo=2, stride=4)(image[:, :2], net, q=torch.zeros(2, 3))
+        ImageInferer((8, -1, -1), halo=2, stride=4)(image[:, :2], net)
 
 
 def test_sizes_that_a_network_cannot_take_name_the_stride():
-    q, two, three = torch.zeros(2, 3), WithoutQ(u_net()), WithoutQ(u_net((2, 2, 2)))
+    two, three = u_net(), u_net((2, 2, 2))
     with pytest.raises(ValueError, match=r"answers \(19, 16, 16\) voxels with \(20, 16, 16\); give the inferer its"):
-        QSlidingWindowInferer(-1)(torch.randn(1, 2, 19, 16, 16), two, q=q)
+        ImageInferer(-1)(torch.randn(1, 2, 19, 16, 16), two)
     with pytest.raises(ValueError, match=r"cannot take \(18, 16, 16\) voxels .*; give the inferer its stride"):
-        QSlidingWindowInferer(-1)(torch.randn(1, 2, 18, 16, 16), three, q=q)
+        ImageInferer(-1)(torch.randn(1, 2, 18, 16, 16), three)
     coarser = SteerableCNN3d(2, ((2,), (2,)), strides=(2, 1), kernel_size=3)
     with pytest.raises(ValueError, match=r"answers \(12, 12, 12\) voxels with \(6, 6, 6\)$"):
-        QSlidingWindowInferer(-1)(torch.randn(1, 2, 12, 12, 12), coarser, q=q)
+        ImageInferer(-1)(torch.randn(1, 2, 12, 12, 12), coarser)
 
 
 def test_missing_q_vectors_are_an_error():

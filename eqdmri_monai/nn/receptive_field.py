@@ -102,7 +102,7 @@ def whole_array_layer(network: Callable[..., Tensor]) -> str | None:
 
 
 def measured_halo(
-    network: Callable[..., Tensor], image: Tensor, q: Tensor, *, stride: int = 1, tolerance: float = 1e-6
+    network: Callable[..., Tensor], image: Tensor, q: Tensor | None = None, *, stride: int = 1, tolerance: float = 1e-6
 ) -> int:
     """Find how many voxels a network sees to each side, from the gradient of its answer in the middle of an image.
 
@@ -111,7 +111,7 @@ def measured_halo(
     Parameters
     ----------
     network : callable
-        Called as ``network(image, q)``; in evaluation mode.
+        Called as ``network(image, q)``, or with the image alone where there is no q; in evaluation mode.
     image : Tensor, shape (1, Q, X, Y, Z)
         Larger than what the network sees; float64 keeps rounding apart from what is seen.
     q : Tensor, shape (Q, 3)
@@ -130,7 +130,7 @@ def measured_halo(
         When the network sees all of the image.
     """
     x = image.detach().clone().requires_grad_()
-    logits, halo = network(x, q), 0
+    logits, halo = network(x) if q is None else network(x, q), 0
     for step in range(stride):
         centre = [n // 2 + step for n in x.shape[2:]]
         (gradient,) = torch.autograd.grad(logits[(0, slice(None), *centre)].sum(), x, retain_graph=True)

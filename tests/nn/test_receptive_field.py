@@ -41,7 +41,7 @@ def test_networks_see_as_far_as_they_say(name):
 @pytest.mark.parametrize("options", [{"kernel_size": 3, "dilation": 2}, {"kernel_size": 5}])
 def test_torchs_convolutions_are_known(options):
     network = nn.Conv3d(Q, 1, padding="same", **options)
-    measured = measured_halo(lambda x, q: network(x), torch.randn(1, Q, 9, 9, 9), None)
+    measured = measured_halo(network, torch.randn(1, Q, 9, 9, 9))
     assert chain([nn.Sequential(network)]).halo == 3 * (measured,)
 
 
@@ -90,4 +90,4 @@ def test_what_reads_the_whole_array_is_known():
     assert whole_array_layer(nn.InstanceNorm3d(1, track_running_stats=True)) is None
     assert whole_array_layer(lambda image, q: image) is None
     with pytest.raises(ValueError, match="the network sees all of 12 voxels"):
-        measured_halo(lambda image, q: image - image.mean(), torch.randn(1, 1, 12, 12, 12), None)
+        measured_halo(lambda image: image - image.mean(), torch.randn(1, 1, 12, 12, 12))
