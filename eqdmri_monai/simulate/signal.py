@@ -40,6 +40,7 @@ def tensor_signal(tensor: np.ndarray, bvals: np.ndarray, bvecs: np.ndarray) -> n
 
 
 def rician(signal: np.ndarray, sigma: float, rng: np.random.Generator) -> np.ndarray:
-    """Return the magnitude of a signal with complex Gaussian noise of standard deviation sigma."""
-    real = signal + sigma * rng.standard_normal(signal.shape)
-    return np.hypot(real, sigma * rng.standard_normal(signal.shape))
+    """Return the magnitude of a signal with complex Gaussian noise of standard deviation sigma; keeps its type."""
+    sigma = signal.dtype.type(sigma)
+    real = signal + sigma * rng.standard_normal(signal.shape, signal.dtype)
+    return np.hypot(real, sigma * rng.standard_normal(signal.shape, signal.dtype))
