@@ -9,12 +9,14 @@ from eqdmri_monai.networks.pq_net import PQNet
 from eqdmri_monai.networks.sphere_net import SphereNet
 from eqdmri_monai.networks.steerable_cnn import SteerableCNN3d
 from eqdmri_monai.networks.tensor_net import TensorNet
+from eqdmri_monai.networks.u_net import PQUNet
 
 __all__ = [
     "FoldedNet",
     "GradualPQNet",
     "LieResNet",
     "PQNet",
+    "PQUNet",
     "PlainCNN",
     "PointNet",
     "SphereNet",
