@@ -34,6 +34,21 @@ def ranking(score: str, probability: np.ndarray, label: np.ndarray) -> float:
     return float(SCORES[score](label, probability))
 
 
+def calibration_error(probability: np.ndarray, label: np.ndarray, *, bins: int = 15) -> float:
+    """Return the expected calibration error of voxels (N,): mean distance of what is said from what is true.
+
+    Voxels are grouped by their probability into bins of equal width.
+
+    Source
+    ------
+    Naeini et al. 2015, doi:10.1609/aaai.v29i1.9602.
+    """
+    group = np.minimum((probability * bins).astype(int), bins - 1)
+    said = np.bincount(group, probability, bins)
+    true = np.bincount(group, label > 0.5, bins)
+    return float(np.abs(said - true).sum() / len(probability))
+
+
 @dataclass(frozen=True)
 class LesionCounts:
     """How many lesions were drawn, how many of them found, how many predicted, and how many of those false."""

@@ -4,7 +4,15 @@ import torch
 from monai.metrics import DiceMetric
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from eqdmri_monai.metrics import LesionCounts, LesionDetection, VoxelRanking, count_lesions, lesions, scan_scores
+from eqdmri_monai.metrics import (
+    LesionCounts,
+    LesionDetection,
+    VoxelRanking,
+    calibration_error,
+    count_lesions,
+    lesions,
+    scan_scores,
+)
 
 
 def target_of(label, mask):
@@ -147,3 +155,12 @@ def test_unknown_scores_are_refused():
         VoxelRanking("f1")
     with pytest.raises(ValueError, match="score must be sensitivity or precision"):
         LesionDetection("f1")
+
+
+def test_calibration_error_is_what_was_said_less_what_was_true():
+    probability = np.array([0.1, 0.1, 0.9, 0.9])
+    assert calibration_error(probability, np.array([0, 0, 1, 1])) == pytest.approx(0.1)
+    rng = np.random.default_rng(0)
+    p = rng.uniform(0, 1, 100_000)
+    assert calibration_error(p, rng.uniform(0, 1, len(p)) < p) < 0.01
+    assert calibration_error(np.ones(3), np.ones(3)) == 0

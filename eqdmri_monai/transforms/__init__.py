@@ -1,6 +1,9 @@
 """MONAI dictionary transforms for diffusion scans."""
 
 from eqdmri_monai.transforms.brain import BrainMaskd
+from eqdmri_monai.transforms.diffusivity import ApparentDiffusivityd
+from eqdmri_monai.transforms.directions import ResampleDirectionsd
+from eqdmri_monai.transforms.invariants import InvariantFeaturesd, InvariantMapsd
 from eqdmri_monai.transforms.labels import CheckLabeld
 from eqdmri_monai.transforms.normalization import LogSignald, NormalizeChannelsd, NormalizeShellsd
 from eqdmri_monai.transforms.output import CheckFinited, SaveTogether
@@ -9,18 +12,22 @@ from eqdmri_monai.transforms.tensors import FitTensord, TensorMapsd, TensorToWor
 from eqdmri_monai.transforms.volumes import AverageB0d, RandSplitVolumesd, RandSubsampleVolumesd
 
 __all__ = [
+    "ApparentDiffusivityd",
     "AverageB0d",
     "BrainMaskd",
     "CheckFinited",
     "CheckLabeld",
     "CheckScand",
     "FitTensord",
+    "InvariantFeaturesd",
+    "InvariantMapsd",
     "LoadGradientsd",
     "LogSignald",
     "NormalizeChannelsd",
     "NormalizeShellsd",
     "RandSplitVolumesd",
     "RandSubsampleVolumesd",
+    "ResampleDirectionsd",
     "SaveTogether",
     "TensorMapsd",
     "TensorToWorldd",
