@@ -1,0 +1,340 @@
+"""The study: every contender is trained with one scanner left out and scored on that scanner's heads, in turn.
+
+    python scripts/make_cohort.py study/cohort --data folder/of/scans
+    python scripts/study.py study --steps 400          # short form, two cores; --steps 20000 is the long one, on a GPU
+
+What to do is in configs/study/plan.yaml. Each finished run adds a line to results/study/runs.csv, and one for each
+scan to scans.csv; a run that has its line is not done again, and one that was cut off goes on from its checkpoint.
+Thresholds and calibration come from scans of the heads that were trained on ("choice" in the cohort), nothing from
+those left out.
+"""
+
+import argparse
+import csv
+import json
+import math
+import pickle
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import torch
+import yaml
+from monai.bundle import ConfigParser
+from monai.data import MetaTensor
+from sklearn.linear_model import LogisticRegression
+from torch import nn
+
+from eqdmri_monai.files.writing import written_whole
+from eqdmri_monai.metrics import calibration_error, ranking, scan_scores
+
+ROOT = Path(__file__).resolve().parents[1]
+CONFIGS = ROOT / "configs" / "study"
+STRENGTHS = ("faint", "medium", "strong")
+SIZES = {"small": (0, 0.2), "middle": (0.2, 1.0), "large": (1.0, math.inf)}  # ml
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training: a contender, its data, the scanner left out, a seed, and how many steps."""
+
+    contender: str
+    data: str
+    left_out: str
+    seed: int
+    steps: int
+
+    @property
+    def name(self) -> str:
+        """A name for its folder."""
+        return "_".join(str(value) for value in asdict(self).values())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="with the cohort; trainings and prepared scans go there too")
+    parser.add_argument("--plan", type=Path, default=CONFIGS / "plan.yaml")
+    parser.add_argument("--results", type=Path, default=ROOT / "results" / "study")
+    parser.add_argument("--steps", type=int, default=400, help="of training, each of four crops of one scan")
+    parser.add_argument("--contenders", nargs="*", help="these alone")
+    parser.add_argument("--left_out", nargs="*", help="these scanners alone")
+    parser.add_argument("--set", nargs="*", default=[], help="of the configs, such as crops=8 amp=True; in every run")
+    options = parser.parse_args()
+
+    rows = json.loads((options.folder / "cohort" / "scans.json").read_text())
+    options.results.mkdir(parents=True, exist_ok=True)
+    for run in planned(options.plan, sorted({row["scanner"] for row in rows}), options.steps):
+        wanted = run.contender in (options.contenders or [run.contender])
+        wanted &= run.left_out in (options.left_out or [run.left_out])
+        if wanted and not finished(run, options.results / "runs.csv"):
+            print(f"{time.strftime('%H:%M')} {run.name}", flush=True)
+            do(run, rows, options.folder, options.results, dict(word.split("=", 1) for word in options.set))
+
+
+def planned(plan: Path, scanners: list[str], steps: int) -> Iterator[Run]:
+    """Yield the runs of a plan."""
+    for line in yaml.safe_load(plan.read_text()):
+        for seed in line["seeds"]:
+            for data in line["data"]:
+                for contender in line["contenders"]:
+                    for scanner in scanners:
+                        yield Run(contender, data, scanner, seed, steps)
+
+
+def finished(run: Run, file: Path) -> bool:
+    """Whether a run has its line."""
+    if not file.exists():
+        return False
+    with file.open() as lines:
+        return any(all(line[key] == str(value) for key, value in asdict(run).items()) for line in csv.DictReader(lines))
+
+
+def training_rows(rows: list[dict], run: Run) -> list[dict]:
+    """Return the scans that a run is trained on."""
+    rows = [row for row in rows if row["section"] == "training" and row["scanner"] != run.left_out]
+    if run.data in ("implanted", "simulated"):
+        kinds = (run.data, "healthy") if run.data == "implanted" else (run.data,)
+        return [row for row in rows if row["kind"] in kinds]
+    order = np.random.default_rng(run.seed).permutation(len(rows))
+    if run.data.startswith("share"):  # evenly from all heads
+        share, count = int(run.data.removeprefix("share")) / 100, {}
+        total = {head: sum(row["head"] == head for row in rows) for head in {row["head"] for row in rows}}
+        kept = []
+        for k in order:
+            head = rows[k]["head"]
+            if count.get(head, 0) < max(1, round(share * total[head])):
+                count[head] = count.get(head, 0) + 1
+                kept.append(rows[k])
+        return kept
+    if run.data.startswith("heads"):
+        heads = list(dict.fromkeys(rows[k]["head"] for k in order))[: int(run.data.removeprefix("heads"))]
+        return [row for row in rows if row["head"] in heads]
+    if run.data != "both":
+        raise ValueError(f"{run.data!r} is no kind of training data; see configs/study/plan.yaml")
+    return rows
+
+
+def do(run: Run, rows: list[dict], folder: Path, results: Path, options: dict[str, str]) -> None:
+    """Train, predict, score, and write the lines."""
+    out = folder / "runs" / run.name
+    out.mkdir(parents=True, exist_ok=True)
+    scans = {
+        "training": training_rows(rows, run),
+        "validation": [row for row in rows if row["section"] == "choice" and row["scanner"] != run.left_out],
+        "testing": [row for row in rows if row["section"] == "testing" and row["scanner"] == run.left_out],
+    }
+    datalist = out / "scans.json"
+    with written_whole(datalist) as part:
+        part.write_text(json.dumps({key: [files(row, folder) for row in value] for key, value in scans.items()}))
+    start = time.monotonic()
+    options = options | {
+        "bundle_root": str(ROOT / "bundle"), "datalist": str(datalist.absolute()), "seed": str(run.seed),
+        "cache": str((folder / "prepared").absolute()),
+    }  # fmt: skip
+    network, config = trained(run, options, out, len(scans["training"]))
+    training_seconds = time.monotonic() - start
+    network.eval()
+
+    choice = [predict(network, config, folder, row) for row in scans["validation"]]
+    calibrate, threshold = chosen(choice)
+    scored, seconds = [], []
+    for row in scans["testing"]:
+        start = time.monotonic()
+        prediction = predict(network, config, folder, row)
+        seconds.append(time.monotonic() - start)
+        scored.append(asdict(run) | score(row, prediction, folder, calibrate, threshold))
+    summary = asdict(run) | {
+        "scans": len(scans["training"]),
+        "parameters": sum(p.numel() for p in network.parameters()),
+        "training_seconds": round(training_seconds),
+        "seconds_per_scan": round(float(np.mean(seconds)), 1),
+        "threshold": threshold,
+        "choice_average_precision": np.mean([ranking("average_precision", p[b], t[b]) for p, t, b in choice]),
+    }
+    for row in scored:
+        append(results / "scans.csv", row)
+    append(results / "runs.csv", summary | over_heads(scored))
+
+
+def files(row: dict, folder: Path) -> dict:
+    """Return the paths of a scan, for a datalist."""
+    stem = (folder / "cohort" / "scans" / row["name"]).absolute()
+    return {"image": f"{stem}.nii", "label": f"{stem}_lesion.nii.gz", "brain_mask": f"{stem}_brain.nii.gz"}
+
+
+def trained(run: Run, options: dict[str, str], out: Path, scans: int) -> tuple[nn.Module, ConfigParser]:
+    """Return the trained network, and its config."""
+    names = [ROOT / "bundle/configs/train.yaml", CONFIGS / "study.yaml", CONFIGS / f"{run.contender}.yaml"]
+    names = [
+        str(name) for name in names if yaml.safe_load(name.read_text())
+    ]  # the bundle's own network changes nothing
+    config = ConfigParser()
+    config.read_config(names)
+    config.update({key: yaml.safe_load(value) for key, value in options.items()})
+    config.get_parsed_content("imports")
+    if "trees" in config:
+        return Trees(grown(config, out, run.seed)), config
+    epochs = math.ceil(run.steps / scans)
+    if not (out / "finished").exists():
+        settings = options | {"output_dir": str(out.absolute()), "epochs": epochs, "save_interval": max(1, epochs // 8)}
+        if begun := checkpoints(out):
+            settings["resume"] = str(begun[-1].absolute())
+        with (out / "log.txt").open("a") as log:
+            subprocess.run(
+                [sys.executable, "-W", "ignore", "-m", "monai.bundle", "run", "--config_file", str(names)]
+                + [word for key, value in settings.items() for word in (f"--{key}", str(value))],
+                check=True, stdout=log, stderr=log,
+            )  # fmt: skip
+        (out / "finished").touch()
+    network = config.get_parsed_content("network_def")
+    weights = torch.load(checkpoints(out)[-1], map_location="cpu", weights_only=False)
+    network.load_state_dict(weights["network"] if "network" in weights else weights)
+    return network, config
+
+
+def checkpoints(out: Path) -> list[Path]:
+    """Return a run's checkpoints, the newest last."""
+    return sorted((out / "models").glob("checkpoint*.pt"), key=lambda path: path.stat().st_mtime)
+
+
+class Trees(nn.Module):
+    """A classifier of voxels in the place of a network: logits (1, 1, X, Y, Z) of features (1, F, X, Y, Z)."""
+
+    def __init__(self, classifier):
+        super().__init__()
+        self.classifier = classifier
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        features = image[0].flatten(1).T.numpy()
+        logits = np.full(len(features), -20.0, np.float32)
+        inside = (features != 0).any(1)
+        logits[inside] = self.classifier.decision_function(features[inside])
+        return torch.from_numpy(logits).reshape(1, 1, *image.shape[2:])
+
+
+def grown(config: ConfigParser, out: Path, seed: int):
+    """Return the classifier, trained on voxels of the brains of all scans."""
+    file = out / "trees.pkl"
+    if not file.exists():
+        dataset, rng = config.get_parsed_content("train#dataset"), np.random.default_rng(seed)
+        x, y = [], []
+        for item in dataset:
+            label, brain = (np.asarray(item[key])[0] > 0.5 for key in ("label", "brain_mask"))
+            total = config["voxels"]
+            for where, number in ((brain & label, total // 4), (brain & ~label, total - total // 4)):
+                voxels = np.argwhere(where)
+                voxels = voxels[rng.permutation(len(voxels))[:number]]
+                x.append(np.moveaxis(np.asarray(item["image"]), 0, -1)[tuple(voxels.T)])
+                y.append(label[tuple(voxels.T)])
+        classifier = config.get_parsed_content("trees").fit(np.concatenate(x), np.concatenate(y))
+        with written_whole(file) as part:
+            part.write_bytes(pickle.dumps(classifier))
+    return pickle.loads(file.read_bytes())
+
+
+@torch.no_grad()
+def predict(network: nn.Module, config: ConfigParser, folder: Path, row: dict) -> tuple[np.ndarray, ...]:
+    """Return probability, label and brain (X, Y, Z) on the scan's own grid."""
+    dataset = config.get_parsed_content("validate#dataset")
+    dataset.data = [files(row, folder)]
+    item = dataset[0]
+    q = {"q": plain(item["q"])[None]} if takes_q(config) else {}
+    item["pred"] = config.get_parsed_content("validate#inferer")(plain(item["image"])[None], network, **q)[0]
+    item = config.get_parsed_content("validate#postprocessing")(item)
+    brain = np.asarray(item["brain_mask"])[0] > 0.5
+    return np.asarray(item["pred"], dtype=np.float32)[0], np.asarray(item["label"])[0] > 0.5, brain
+
+
+def plain(x: torch.Tensor) -> torch.Tensor:
+    return x.as_tensor() if isinstance(x, MetaTensor) else x
+
+
+def takes_q(config: ConfigParser) -> bool:
+    return "ExtraInput" in str(config["validate::evaluator::prepare_batch"]) and "trees" not in config
+
+
+def log_odds(probability: np.ndarray) -> np.ndarray:
+    p = np.clip(probability.astype(float), 1e-7, 1 - 1e-7)
+    return np.log(p / (1 - p))
+
+
+def chosen(choice: list[tuple[np.ndarray, ...]]):
+    """Return a calibration of probabilities (Platt's: two numbers) and the threshold of the best mean Dice."""
+    x = np.concatenate([log_odds(p[b]) for p, _, b in choice])[:, None]
+    y = np.concatenate([t[b] for _, t, b in choice])
+    platt = LogisticRegression(C=1e6).fit(x, y)
+    scale, shift = float(platt.coef_[0, 0]), float(platt.intercept_[0])
+
+    def calibrate(probability: np.ndarray) -> np.ndarray:
+        return 1 / (1 + np.exp(-(scale * log_odds(probability) + shift)))
+
+    thresholds = np.linspace(0.02, 0.8, 40)
+    dice = np.zeros(len(thresholds))
+    for p, t, b in choice:
+        p = calibrate(p[b])
+        dice += [2 * (t[b] & (p >= k)).sum() / max((p >= k).sum() + t[b].sum(), 1) for k in thresholds]
+    return calibrate, float(thresholds[dice.argmax()].round(3))
+
+
+def score(row: dict, prediction: tuple[np.ndarray, ...], folder: Path, calibrate, threshold: float) -> dict:
+    """Return the scores of one scan."""
+    probability, label, brain = prediction
+    probability = calibrate(probability)
+    numbers = nib.load(folder / "cohort" / "scans" / f"{row['name']}_numbers.nii.gz")
+    voxel_ml = float(np.prod(numbers.header.get_zooms()[:3])) / 1000
+    numbers = np.asarray(numbers.dataobj) * brain
+    out = {key: row[key] for key in ("head", "view", "kind", "number")}
+    out |= scan_scores(probability, label, brain, voxel_ml=voxel_ml, threshold=threshold)
+    out["calibration_error"] = calibration_error(probability[brain], label[brain])
+    classes = {strength: lambda lesion, s=strength: lesion["strength"] == s for strength in STRENGTHS}
+    classes |= {size: lambda lesion, b=bounds: b[0] <= lesion["ml"] < b[1] for size, bounds in SIZES.items()}
+    for name, belongs in classes.items():
+        ours = [lesion["number"] for lesion in row["lesions"] if belongs(lesion)]
+        these = np.isin(numbers, ours)
+        others = brain & (these | ~label)
+        out[f"average_precision_{name}"] = ranking("average_precision", probability[others], these[others])
+        seen = [k for k in ours if (numbers == k).any()]
+        found = sum(bool((probability[numbers == k] >= threshold).any()) for k in seen)
+        out[f"lesion_sensitivity_{name}"] = found / len(seen) if seen else float("nan")
+    return out
+
+
+def over_heads(scored: list[dict]) -> dict:
+    """Return means over heads of the means over each head's scans; ml called in scans without lesions apart."""
+    heads = sorted({row["head"] for row in scored})
+    out = {"heads": " ".join(heads)}
+
+    def mean(key: str, kind: str) -> float:
+        of_heads = [[r[key] for r in scored if r["head"] == head and r["kind"] == kind] for head in heads]
+        return defined_mean([defined_mean(values) for values in of_heads])
+
+    for key in scored[0]:
+        if isinstance(scored[0][key], float) and not key.endswith("_ml"):
+            out[key] = mean(key, "implanted")
+    return out | {"healthy_ml": mean("predicted_ml", "healthy")}
+
+
+def defined_mean(values: list[float]) -> float:
+    """Return the mean of the values that are numbers; not a number where there is none."""
+    values = [value for value in values if not math.isnan(value)]
+    return sum(values) / len(values) if values else float("nan")
+
+
+def append(file: Path, row: dict) -> None:
+    """Add a line to a CSV file, with a header where it is new."""
+    row = {key: f"{value:.5g}" if isinstance(value, float | np.floating) else value for key, value in row.items()}
+    new = not file.exists()
+    with file.open("a", newline="") as lines:
+        writer = csv.DictWriter(lines, row, lineterminator="\n")
+        if new:
+            writer.writeheader()
+        writer.writerow(row)
+
+
+if __name__ == "__main__":
+    main()

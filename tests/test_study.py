@@ -1,0 +1,138 @@
+"""The study's runner on a cohort of three small heads: it trains, scores, writes its lines, and does nothing twice."""
+
+import csv
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from heads import ball
+
+from eqdmri_monai.files.nifti import write_nifti
+from eqdmri_monai.files.tables import write_fsl
+from eqdmri_monai.simulate import single_shell
+from eqdmri_monai.simulate.cohort import draw_lesions, implanted
+from eqdmri_monai.simulate.lesions import blob
+
+SCRIPT = Path(__file__).parents[1] / "scripts" / "study.py"
+
+
+@pytest.fixture(autouse=True)
+def _float32():
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.fixture(scope="module")
+def study():
+    spec = importlib.util.spec_from_file_location("study", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["study"] = module  # its classes are looked up there
+    spec.loader.exec_module(module)
+    yield module
+    del sys.modules["study"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("study")
+    scans = folder / "cohort" / "scans"
+    scans.mkdir(parents=True)
+    rng, rows = np.random.default_rng(0), []
+    shapes, table = [blob(rng) for _ in range(3)], single_shell(6, 1000.0, rng, b0s=1)
+    for k, name_of_head in enumerate("abc"):
+        head = ball(20, 2.5, seed=k)
+        noisy = np.abs(head.signal(table) + rng.normal(0, 0.02, (*head.brain.shape, 7))).astype(np.float32)
+        for section in ("training", "choice", "testing", "healthy"):
+            lesions = [] if section == "healthy" else draw_lesions(head, shapes, rng, 6)
+            scan, name = implanted(noisy, table, head, lesions), f"{section}_{name_of_head}"
+            write_fsl(table, head.affine, scans / name)
+            write_nifti(scans / f"{name}.nii", scan.dwi, head.affine)
+            write_nifti(scans / f"{name}_lesion.nii.gz", (scan.lesion > 0).astype(np.uint8), head.affine)
+            write_nifti(scans / f"{name}_numbers.nii.gz", scan.lesion, head.affine)
+            write_nifti(scans / f"{name}_brain.nii.gz", head.brain.astype(np.uint8), head.affine)
+            kind = {"kind": "implanted" if lesions else "healthy", "section": section if lesions else "testing"}
+            known = [{"number": n, "strength": lesion.strength, "ml": 0.3} for n, lesion in enumerate(lesions, start=1)]
+            where = {"name": name, "head": name_of_head, "scanner": f"scanner {name_of_head}", "view": "only"}
+            rows.append(where | kind | {"number": 0, "lesions": known})
+    (folder / "cohort" / "scans.json").write_text(json.dumps(rows))
+    return folder
+
+
+def lines(file: Path, contender: str) -> list[dict]:
+    with file.open() as text:
+        return [line for line in csv.DictReader(text) if line["contender"] == contender]
+
+
+@pytest.mark.parametrize(
+    "contender",
+    [
+        "boosting",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("pqnet", "pq_unet", "maps_unet", "sh_unet_turned")),
+    ],
+)
+def test_a_run_is_scored_on_the_head_left_out_and_not_done_again(study, folder, contender, monkeypatch, capsys):
+    plan, results = folder / "plan.yaml", folder / "results"
+    plan.write_text(f"- {{ question: 1, contenders: [{contender}], data: [both], seeds: [0] }}\n")
+    words = ["--plan", plan, "--results", results, "--steps", "2", "--left_out", "scanner a"]
+    words += ["--set", "crop_size=[16,16,16]", "crops=2"]
+    monkeypatch.setattr(sys, "argv", ["study.py", str(folder), *map(str, words)])
+    study.main()
+    assert f"{contender}_both_scanner a_0_2" in capsys.readouterr().out
+    (run,) = lines(results / "runs.csv", contender)
+    assert (run["heads"], run["scans"]) == ("a", "2")
+    assert 0 < float(run["average_precision"]) <= 1
+    scans = lines(results / "scans.csv", contender)
+    assert {(line["head"], line["kind"]) for line in scans} == {("a", "implanted"), ("a", "healthy")}
+    healthy = next(line for line in scans if line["kind"] == "healthy")
+    assert healthy["predicted_ml"] == run["healthy_ml"]
+    assert healthy["average_precision"] == "nan"
+    study.main()
+    assert capsys.readouterr().out == ""
+
+
+def test_training_data_is_as_asked(study):
+    rows = [
+        {"section": "training", "scanner": f"s{k % 5}", "head": f"h{k % 5}", "kind": kind, "name": f"{k}{kind}"}
+        for k in range(50)
+        for kind in ("implanted", "simulated", "healthy")
+    ]
+
+    def chosen(data: str) -> list[dict]:
+        return study.training_rows(rows, study.Run("any", data, "s0", 0, 1))
+
+    assert len(chosen("both")) == 120
+    assert {row["kind"] for row in chosen("simulated")} == {"simulated"}
+    assert {row["kind"] for row in chosen("implanted")} == {"implanted", "healthy"}
+    assert len({row["head"] for row in chosen("heads2")}) == 2
+    share = chosen("share26")
+    assert len(share) == 4 * round(0.26 * 30)
+    assert {row["head"] for row in share} == {"h1", "h2", "h3", "h4"}
+    assert not any(row["scanner"] == "s0" for data in ("both", "share26", "heads2") for row in chosen(data))
+    with pytest.raises(ValueError, match="no kind of training data"):
+        chosen("all")
+
+
+def test_a_calibrated_map_has_the_lesions_it_says(study):
+    rng = np.random.default_rng(0)
+    truth = rng.uniform(0, 1, (40, 40, 10)) < 0.1
+    said = 1 / (1 + np.exp(-(3 * truth + rng.normal(0, 1, truth.shape) + 2)))  # far too sure of lesion
+    brain = np.ones(truth.shape, bool)
+    calibrate, threshold = study.chosen([(said, truth, brain)])
+    assert calibrate(said).mean() == pytest.approx(truth.mean(), rel=0.02)
+    assert study.calibration_error(calibrate(said)[brain], truth[brain]) < 0.01
+    assert 0.1 < threshold < 0.8
+    assert (np.argsort(calibrate(said).ravel()) == np.argsort(said.ravel())).all()
+
+
+def test_a_mean_over_heads_counts_a_head_once(study):
+    rows = [
+        {"head": head, "kind": kind, "average_precision": value, "predicted_ml": 10 * value}
+        for head, kind, value in (("a", "implanted", 0.2), ("a", "implanted", 0.4), ("b", "implanted", 0.9),
+                                  ("a", "healthy", 0.1), ("b", "healthy", 0.3))
+    ]  # fmt: skip
+    means = study.over_heads(rows)
+    assert means["average_precision"] == pytest.approx(0.6)
+    assert means["healthy_ml"] == pytest.approx(2.0)
