@@ -8,6 +8,7 @@ from eqdmri_monai.networks.point_net import PointNet
 from eqdmri_monai.networks.pq_net import PQNet
 from eqdmri_monai.networks.sphere_net import SphereNet
 from eqdmri_monai.networks.steerable_cnn import SteerableCNN3d
+from eqdmri_monai.networks.streamline_net import StreamlineNet
 from eqdmri_monai.networks.tensor_net import TensorNet
 from eqdmri_monai.networks.u_net import PQUNet
 
@@ -21,6 +22,7 @@ __all__ = [
     "PointNet",
     "SphereNet",
     "SteerableCNN3d",
+    "StreamlineNet",
     "TensorNet",
     "fold",
     "fold_steerable",

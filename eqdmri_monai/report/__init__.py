@@ -1,5 +1,6 @@
 """What goes beside a lesion map: a picture, a page, a record of how it was made, and results as DICOM."""
 
+from eqdmri_monai.report.bundles import SaveTractogramd
 from eqdmri_monai.report.checks import CheckGradientsd
 from eqdmri_monai.report.dicom import SaveDicomd
 from eqdmri_monai.report.page import SaveIndex, SavePaged, write_index, write_page
@@ -12,6 +13,7 @@ __all__ = [
     "SaveIndex",
     "SavePaged",
     "SaveReportd",
+    "SaveTractogramd",
     "colour_fa",
     "picture",
     "sha256",

@@ -1,4 +1,4 @@
-"""MONAI dictionary transforms for diffusion scans."""
+"""MONAI dictionary transforms for diffusion scans and tractograms."""
 
 from eqdmri_monai.transforms.brain import BrainMaskd
 from eqdmri_monai.transforms.diffusivity import ApparentDiffusivityd
@@ -8,6 +8,13 @@ from eqdmri_monai.transforms.labels import CheckLabeld
 from eqdmri_monai.transforms.normalization import LogSignald, NormalizeChannelsd, NormalizeShellsd
 from eqdmri_monai.transforms.output import CheckFinited, SaveTogether
 from eqdmri_monai.transforms.scan import CheckScand, LoadGradientsd, WriteQd
+from eqdmri_monai.transforms.streamlines import (
+    LoadTractogramd,
+    RandDropBundlesd,
+    RandSpliceStreamlinesd,
+    RandTruncateStreamlinesd,
+    ResampleStreamlinesd,
+)
 from eqdmri_monai.transforms.tensors import FitTensord, TensorMapsd, TensorToWorldd
 from eqdmri_monai.transforms.volumes import AverageB0d, RandSplitVolumesd, RandSubsampleVolumesd
 
@@ -22,12 +29,17 @@ __all__ = [
     "InvariantFeaturesd",
     "InvariantMapsd",
     "LoadGradientsd",
+    "LoadTractogramd",
     "LogSignald",
     "NormalizeChannelsd",
     "NormalizeShellsd",
+    "RandDropBundlesd",
+    "RandSpliceStreamlinesd",
     "RandSplitVolumesd",
     "RandSubsampleVolumesd",
+    "RandTruncateStreamlinesd",
     "ResampleDirectionsd",
+    "ResampleStreamlinesd",
     "SaveTogether",
     "TensorMapsd",
     "TensorToWorldd",

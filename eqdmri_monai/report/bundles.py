@@ -1,0 +1,107 @@
+"""A tractogram with its bundles: as .trx, and as a picture from three sides, coloured by bundle."""
+
+from collections.abc import Hashable, Mapping, Sequence
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from matplotlib.collections import LineCollection
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from monai.config import KeysCollection
+from monai.transforms import MapTransform
+
+from eqdmri_monai.files.tractograms import read_tractogram, write_trx
+from eqdmri_monai.files.writing import written_whole
+
+MOST = 3000  # streamlines drawn; more only hide each other
+
+
+def draw_bundles(path: Path, streamlines: np.ndarray, label: np.ndarray, names: Sequence[str]) -> None:
+    """Write a PNG.
+
+    Parameters
+    ----------
+    path : Path
+    streamlines : array, shape (S, P, 3)
+        World mm.
+    label : array, shape (S,)
+        Places in `names`; what lies beyond is drawn grey, as no bundle.
+    names : sequence of str
+    """
+    colours = matplotlib.colormaps["tab10"].colors
+    shown = np.linspace(0, len(label) - 1, min(len(label), MOST)).round().astype(int)
+    colour = [(*colours[c % 10], 0.5) if c < len(names) else (0.6, 0.6, 0.6, 0.25) for c in label[shown]]
+    figure = Figure(figsize=(12, 4.6), layout="constrained")
+    views = ("from above", 0, 1, "RA"), ("from the front", 0, 2, "RS"), ("from the right", 1, 2, "AS")
+    for ax, (title, across, up, axes) in zip(figure.subplots(1, 3), views, strict=True):
+        ax.add_collection(LineCollection(streamlines[shown][..., [across, up]], colors=colour, linewidths=0.7))
+        ax.autoscale()
+        ax.set_aspect("equal")
+        ax.set_title(title)
+        ax.set_xlabel(f"{axes[0]}, mm")
+        ax.set_ylabel(f"{axes[1]}, mm")
+    count = np.bincount(label, minlength=len(names) + 1)
+    keys = [Line2D([], [], color=colours[c % 10], label=f"{name} ({count[c]})") for c, name in enumerate(names)]
+    keys.append(Line2D([], [], color="0.6", label=f"no bundle ({count[len(names) :].sum()})"))
+    figure.legend(handles=keys, loc="outside lower center", ncols=6, frameon=False)
+    with written_whole(path) as part:
+        figure.savefig(part, dpi=80, format="png")
+
+
+class SaveTractogramd(MapTransform):
+    """Write the tractogram that was read, as .trx with a group for each bundle and the probabilities, and a picture.
+
+    Streamlines are the originals in their order; affine, dimensions, groups and data that the file had are kept.
+
+    Parameters
+    ----------
+    keys : keys
+        Probabilities (classes, S), whose meta names the file; the last class may be that of no bundle.
+    output_dir : path
+    names : sequence of str
+        Bundles.
+    prefix : str
+        Before each name, where the file has such groups already.
+    reference_key : str
+        As in `LoadTractogramd`.
+    image_key : str
+        Streamlines as the network saw them, for the picture.
+
+    Raises
+    ------
+    ValueError
+        When two classes or more remain without a name, or see `write_trx`.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        *,
+        output_dir: str | Path,
+        names: Sequence[str],
+        prefix: str = "",
+        reference_key: str = "reference",
+        image_key: str = "image",
+    ):
+        super().__init__(keys)
+        self.output_dir, self.names, self.prefix = Path(output_dir), list(names), prefix
+        self.reference_key, self.image_key = reference_key, image_key
+
+    def __call__(self, data: Mapping[Hashable, object]) -> dict[Hashable, object]:
+        """Return data unchanged."""
+        d = dict(data)
+        for key in self.key_iterator(d):
+            probability, path = d[key].cpu().numpy(), Path(d[self.image_key].meta["filename_or_obj"])
+            if len(probability) not in (len(self.names), len(self.names) + 1):
+                raise ValueError(f"names must be those of the network's {len(probability)} classes, got {self.names}")
+            best = probability.argmax(0)
+            groups = {self.prefix + name: np.flatnonzero(best == c) for c, name in enumerate(self.names)}
+            numbers = {"probability": probability.max(0)}
+            numbers |= {name: p for name, p in zip(self.names, probability, strict=False)}
+            numbers = {f"{self.prefix}{name}"[:20]: values for name, values in numbers.items()}
+            tractogram = read_tractogram(path, d.get(self.reference_key))
+            stem = self.output_dir / path.stem
+            write_trx(f"{stem}_bundles.trx", tractogram, groups=groups, per_streamline=numbers)
+            draw_bundles(Path(f"{stem}_bundles.png"), d[self.image_key].cpu().numpy(), best, self.names)
+        return d
