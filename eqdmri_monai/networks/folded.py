@@ -167,7 +167,7 @@ def fold(network: PQNet | GradualPQNet, q: Tensor) -> FoldedNet:
             coefficients = torch.cat(signs * [coefficients / signs], dim=1)
         layers.append(_pq_layer(conv, gate, weight, coefficients if last else None))
         q_in = q_in if q_out is None else q_out
-    return FoldedNet([*layers, *_p_layers(network.p_layers)], q.clone()).eval()
+    return FoldedNet([*layers, *plain_p_layers(network.p_layers)], q.clone()).eval()
 
 
 @torch.no_grad()
@@ -218,8 +218,8 @@ def _plain(layer: nn.Module) -> nn.Module:
     if isinstance(layer, ResidualBlock):
         matrix = layer.shortcut.matrix()
         shortcut = _conv3d(matrix[:, :, None, None, None], torch.zeros(len(matrix)).to(matrix), stride=layer.stride)
-        return PlainResidual(nn.Sequential(*map(_plain, layer.branch)), shortcut, _gate(layer.gate))
-    return _gate(layer) if isinstance(layer, Gate) else copy.deepcopy(layer)
+        return PlainResidual(nn.Sequential(*map(_plain, layer.branch)), shortcut, plain_gate(layer.gate))
+    return plain_gate(layer) if isinstance(layer, Gate) else copy.deepcopy(layer)
 
 
 def _pq_layer(conv: PQConv, gate: nn.Module, weight: Tensor, coefficients: Tensor | None) -> PlainPQLayer:
@@ -229,16 +229,16 @@ def _pq_layer(conv: PQConv, gate: nn.Module, weight: Tensor, coefficients: Tenso
         _conv3d(part.flatten(0, 1).transpose(1, 2).flatten(1, 2), conv.scalar_bias().repeat(len(part)))
         for part in parts
     ]
-    return PlainPQLayer(convs, [len(part) for part in parts], _gate(gate), coefficients)
+    return PlainPQLayer(convs, [len(part) for part in parts], plain_gate(gate), coefficients)
 
 
-def _p_layers(net: PStack) -> list[nn.Module]:
+def plain_p_layers(net: PStack) -> list[nn.Module]:
     layers = []
     for layer in net:
         if isinstance(layer, PConv):
             layers.append(_conv3d(layer.grid_kernel(), layer.scalar_bias()))
         elif not (isinstance(layer, ChannelsFirst) and isinstance(layer.module, Dropout)):
-            layers.append(_gate(layer))
+            layers.append(plain_gate(layer))
     return layers
 
 
@@ -249,7 +249,7 @@ def _conv3d(weight: Tensor, bias: Tensor, *, stride: int = 1) -> nn.Conv3d:
     return conv
 
 
-def _gate(gate: nn.Module) -> PlainGate:
+def plain_gate(gate: nn.Module) -> PlainGate:
     if not isinstance(gate, Gate):
         raise ValueError(f"a {type(gate).__name__} cannot be folded; use a network with gates and no normalisation")
     return PlainGate(gate.num_scalars, gate.blocks, silu_scale=gate.silu.cst, sigmoid_scale=gate.sigmoid.cst)
