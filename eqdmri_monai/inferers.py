@@ -112,39 +112,22 @@ class QSlidingWindowInferer(SlidingWindowInferer):
                 raise ValueError(f"q has {len(q)} sets of q-vectors for a batch of {len(inputs)}")
             q = q.expand(len(inputs), -1, -1)
 
-        lacking = [-n % s for n, s in zip(inputs.shape[2:], self.stride or (1, 1, 1), strict=True)]
+        size = inputs.shape[2:]
+        lacking = [-n % s for n, s in zip(size, self.stride or (1, 1, 1), strict=True)]
         pad = [side for n in reversed(lacking) for side in (n // 2, n - n // 2)]
         padded = nn.functional.pad(inputs, pad) if any(pad) else inputs
-        y = self._windowed(padded, network, q, *args, **kwargs)
-        if any(pad):
-            x0, y0, z0 = (n // 2 for n in lacking)
-            nx, ny, nz = inputs.shape[2:]
-            y = y[:, :, x0 : x0 + nx, y0 : y0 + ny, z0 : z0 + nz]
-        return y
 
-    def _windowed(self, inputs: Tensor, network: Callable[..., Tensor], q: Tensor | None, *args, **kwargs) -> Tensor:
-        size, roi_size = tuple(inputs.shape[2:]), ensure_tuple_rep(self.roi_size, 3)
-        largest = [n if w <= 0 else min(w, n) for w, n in zip(roi_size, size, strict=True)]
-        one_pass = largest == list(size)
-        halo, stride = self._halo_and_stride(network, one_pass=one_pass)
-        exact, tuned = halo is not None, copy.copy(self)
-        if exact:
-            plan = [_window(*axis) for axis in zip(largest, size, halo, stride, strict=True)]
-            tuned.roi_size = [w for w, _ in plan]
-            # MONAI goes on by int(window * (1 - overlap)) voxels; the half keeps rounding from taking one off
-            tuned.overlap = [
-                max(1 - (step + 0.5) / w, 0) if w < n else 0 for (w, step), n in zip(plan, size, strict=True)
-            ]
-            tuned.mode = BlendMode.CONSTANT
-        elif stride:
-            tuned.roi_size = [max(w // s, 1) * s if w > 0 else w for w, s in zip(roi_size, stride, strict=True)]
-
-        answers_to_zeros = {}  # of each scan
+        whole = all(w <= 0 or w >= n for w, n in zip(ensure_tuple_rep(self.roi_size, 3), padded.shape[2:], strict=True))
+        halo, stride = self._halo_and_stride(network, one_pass=whole)
+        if not halo and not whole:
+            layer = whole_array_layer(network)
+            reason = f"its {layer} sees the whole array" if layer else "how far the network sees is not known"
+            _warn_of(inputs, f"windows are blended, which is not the answer of one pass (window -1): {reason}")
 
         def answer(scan: int, x: Tensor) -> Tensor:
+            own_q = [q[len(x) * [scan]].to(x.device)] if self.with_q else []
             advice = "" if stride else "; give the inferer its stride, to a multiple of which arrays are then padded"
             try:
-                own_q = [q[len(x) * [scan]].to(x.device)] if self.with_q else []
                 y = network(x, *own_q, *args, **kwargs)
             except RuntimeError as e:
                 if "must match" not in str(e):
@@ -154,11 +137,30 @@ class QSlidingWindowInferer(SlidingWindowInferer):
                 raise ValueError(f"the network answers {tuple(x.shape[2:])} voxels with {tuple(y.shape[2:])}{advice}")
             return y
 
+        y = self._windowed(padded, answer, halo, stride)
+        x0, y0, z0 = (n // 2 for n in lacking)
+        return y[:, :, x0 : x0 + size[0], y0 : y0 + size[1], z0 : z0 + size[2]] if any(pad) else y
+
+    def _windowed(
+        self, inputs: Tensor, answer: Callable[[int, Tensor], Tensor], halo: tuple | None, stride: tuple | None
+    ) -> Tensor:
+        """Put together what `answer` gives for windows (N, Q, X, Y, Z) of a scan, each time it is called."""
+        size, roi_size, tuned = tuple(inputs.shape[2:]), ensure_tuple_rep(self.roi_size, 3), copy.copy(self)
+        if halo:
+            plan = [_window(*axis) for axis in zip(roi_size, size, halo, stride, strict=True)]
+            tuned.roi_size = [w for w, _ in plan]
+            # MONAI goes on by int(window * (1 - overlap)) voxels; the half keeps rounding from taking one off
+            tuned.overlap = [max(1 - (step + 0.5) / w, 0) for w, step in plan]
+            tuned.mode = BlendMode.CONSTANT
+        elif stride:
+            tuned.roi_size = [max(w // s, 1) * s if w > 0 else w for w, s in zip(roi_size, stride, strict=True)]
+        answers_to_zeros = {}  # of each scan
+
         def predict(windows: Tensor, slices) -> Tensor:
             scans, answers = [s[0].start for s in slices], {}
             for scan in sorted(set(scans)):
                 here = [k for k in range(len(windows)) if scans[k] == scan]
-                computed = [k for k in here if one_pass or windows[k].any()]
+                computed = [k for k in here if windows[k].any()]
                 if computed:
                     answers |= dict(zip(computed, answer(scan, windows[computed]), strict=True))
                 zeros = [k for k in here if k not in answers]
@@ -166,16 +168,16 @@ class QSlidingWindowInferer(SlidingWindowInferer):
                     answers_to_zeros[scan] = answer(scan, windows[zeros[:1]])[0]
                 answers |= {k: answers_to_zeros[scan] for k in zeros}
             y = torch.stack([answers[k] for k in range(len(windows))])
-            if not exact:
+            if not halo:
                 return y
             inside = torch.stack([_inside(s[2:], size, halo) for s in slices]).to(y)
             return torch.cat([y * inside, inside], dim=1)
 
         y = SlidingWindowInferer.__call__(tuned, inputs, predict)
-        return y[:, :-1] / y[:, -1:] if exact else y
+        return y[:, :-1] / y[:, -1:] if halo else y
 
     def _halo_and_stride(self, network: Callable[..., Tensor], *, one_pass: bool) -> tuple[tuple | None, tuple | None]:
-        """Return those given, else those of the network; None where they are not known."""
+        """Return those given, else those of the network; None where they are not known, and windows are blended."""
         field = getattr(network, "receptive_field", None)
         halo = self.halo or (field and field.halo)
         stride = self.stride or (field and field.stride)
@@ -189,12 +191,6 @@ class QSlidingWindowInferer(SlidingWindowInferer):
             )
         if halo and not stride:
             raise ValueError("halo is given but stride is not; give both (stride 1 where no layer has one)")
-        if not halo:
-            reason = f"its {whole} sees the whole array" if whole else "how far the network sees is not known"
-            warnings.warn(
-                f"windows are blended, which is not the answer of one pass: {reason} (window [-1, -1, -1] is one pass)",
-                stacklevel=2,
-            )
         return halo, stride
 
     def _q_of(self, inputs: Tensor) -> Tensor:
@@ -213,9 +209,10 @@ class QSlidingWindowInferer(SlidingWindowInferer):
 def _window(largest: int, size: int, halo: int, stride: int) -> tuple[int, int]:
     """Return the length of windows, of at most `largest`, that cover `size` voxels in the fewest steps, and the step.
 
-    Steps are multiples of the stride, and so is what a window is shorter than the array.
+    Steps are multiples of the stride, and so is what a window is shorter than the array. As in MONAI, 0 or less means
+    the whole axis.
     """
-    if largest == size:
+    if largest <= 0 or largest >= size:
         return size, size
     window = largest - (largest - size) % stride
 
@@ -242,3 +239,11 @@ def _inside(window: Sequence[slice], size: Sequence[int], halo: Sequence[int]) -
     )
     inside[:, x, y, z] = 1
     return inside
+
+
+def _warn_of(batch: Tensor, sentence: str) -> None:
+    """Warn, and keep the sentence for the record of each scan; see `transforms.scan.warn_of`."""
+    warnings.warn(sentence, stacklevel=4)
+    if isinstance(batch, MetaTensor):
+        said = batch.meta.get("warnings", len(batch) * [""])
+        batch.meta["warnings"] = ["\n".join(filter(None, (earlier, sentence))) for earlier in said]

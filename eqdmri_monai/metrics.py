@@ -156,12 +156,12 @@ class VoxelRanking(CumulativeIterationMetric):
         self.score = score
 
     def _compute_tensor(self, y_pred: Tensor, y: Tensor | None = None, **kwargs) -> Tensor:
-        """Return (prediction, label) of each voxel of the brain, shape (N, 2).
+        """Return (prediction, label) of each voxel of the brain and each output, shape (N, 2).
 
-        `y_pred` is (B, 1, X, Y, Z), `y` is (B, 2, X, Y, Z): label and mask.
+        `y_pred` is (B, C, X, Y, Z), `y` is (B, C + 1, X, Y, Z): labels, and the mask of the brain.
         """
-        brain = y[:, 1] > 0.5
-        return torch.stack([y_pred[:, 0][brain].float(), y[:, 0][brain].float()], dim=1)
+        brain = (y[:, -1:] > 0.5).expand_as(y_pred)
+        return torch.stack([y_pred[brain].float(), y[:, :-1][brain].float()], dim=1)
 
     def aggregate(self) -> float:
         """Return the score of all that was seen; not a number where the labels are all 0 or all 1."""
@@ -190,15 +190,14 @@ class LesionDetection(CumulativeIterationMetric):
         self.score = score
 
     def _compute_tensor(self, y_pred: Tensor, y: Tensor | None = None, **kwargs) -> Tensor:
-        """Return numbers of true, found, predicted and false lesions, shape (B, 4).
+        """Return numbers of true, found, predicted and false lesions of each output, shape (B · C, 4).
 
-        `y_pred` is a mask (B, 1, X, Y, Z), `y` is (B, 2, X, Y, Z): label and mask of the brain.
+        `y_pred` are masks (B, C, X, Y, Z), `y` is (B, C + 1, X, Y, Z): labels, and the mask of the brain.
         """
-        rows = []
-        for prediction, (label, brain) in zip(y_pred[:, 0].cpu().numpy(), y.cpu().numpy(), strict=True):
-            counts = count_lesions(prediction * (brain > 0.5), label * (brain > 0.5))
-            rows.append([counts.true, counts.found, counts.predicted, counts.false])
-        return torch.tensor(rows, device=y_pred.device)
+        brain = y[:, -1:] > 0.5
+        pairs = zip(*((x * brain).flatten(0, 1).cpu().numpy() for x in (y_pred, y[:, :-1])), strict=True)
+        counts = [count_lesions(prediction, label) for prediction, label in pairs]
+        return torch.tensor([[c.true, c.found, c.predicted, c.false] for c in counts], device=y_pred.device)
 
     def aggregate(self) -> float:
         """Return the score of all that was seen; not a number where there is no such lesion."""

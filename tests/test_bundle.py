@@ -1,6 +1,7 @@
 """The bundle as a user runs it: inference, training, evaluation, and bad input."""
 
 import copy
+import csv
 import gzip
 import json
 import re
@@ -19,12 +20,14 @@ import torch
 from ignite.engine import Engine
 from monai.bundle import ConfigParser, ConfigWorkflow, verify_metadata
 from monai.transforms import CastToTyped, Compose
+from sklearn.metrics import average_precision_score, roc_auc_score
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from eqdmri_monai.files.nifti import write_nifti
 from eqdmri_monai.files.tables import write_fsl
 from eqdmri_monai.gradients import GradientTable
 from eqdmri_monai.handlers import OwnEpochLength
+from eqdmri_monai.metrics import scan_scores
 from eqdmri_monai.networks import PQNet
 from eqdmri_monai.simulate import make_phantom, single_shell
 
@@ -162,6 +165,15 @@ def test_windows_do_not_change_the_map(cohort):
     np.testing.assert_allclose(in_ras(parts), in_ras(whole), rtol=0, atol=1e-5)
 
 
+def test_windows_that_change_the_map_are_in_the_record(cohort):
+    options = {"network_def#normalization": "instance", "window": [14, 12, -1]}
+    torch.save(PQNet(spacing=SPACING, normalization="instance", **NETWORK).state_dict(), cohort / "model.pt")
+    for scan in ("s0", "s1"):
+        infer(cohort / f"{scan}.nii.gz", cohort, cohort / "out", **options)
+        record = json.loads((cohort / "out" / f"{scan}_report.json").read_text())
+        assert [line for line in record["warnings"] if "windows are blended" in line]
+
+
 # --- training and evaluation
 
 
@@ -214,18 +226,64 @@ def test_cached_scans_are_right_to_a_thousandth_and_no_step_writes_into_them(coh
             np.testing.assert_array_equal(np.asarray(new[key]), np.asarray(old[key]))
 
 
-def test_trained_weights_are_evaluated(cohort):
-    train(cohort, "run")
+def test_evaluation_measures_what_inference_maps(cohort):
+    weights, scans = str(cohort / "model.pt"), str(cohort / "scans.json")
+    options = {"weights": weights, "datalist": scans, "threshold": 0.505}  # where random weights find some lesions
+    run(["train.yaml", "evaluate.yaml"], output_dir=str(cohort / "eval"), **options)
+    run(["inference.yaml"], output_dir=str(cohort / "out"), dwi=None, **options)
+
+    expected, probabilities, labels = [], [], []
+    for name in ("s0", "s1"):
+        p, brain = (nib.load(cohort / "out" / f"{name}_{kind}.nii.gz") for kind in ("probability", "brain"))
+        label = nib.load(cohort / f"{name}_lesion.nii.gz")
+        p, brain, y = (image.get_fdata() for image in (p, brain, label))
+        ml = np.prod(label.header.get_zooms()) / 1000
+        expected.append(scan_scores(p, y, brain, voxel_ml=ml, threshold=0.505))
+        probabilities.append(p[brain > 0])
+        labels.append(y[brain > 0])
+    with (cohort / "eval" / "scan_metrics.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row.pop("scan") for row in rows] == ["s0.nii.gz", "s1.nii.gz"]
+    for row, scores in zip(rows, expected, strict=True):
+        assert {name: float(value) for name, value in row.items()} == pytest.approx(scores, rel=1e-4)
+        assert 0 < scores["found_lesions"] <= scores["true_lesions"]
+        assert 0 < scores["lesion_precision"] <= 1
+
+    with (cohort / "eval" / "metrics.csv").open(newline="") as file:
+        metrics = {name: float(value) for name, value in csv.reader(file)}
+    probability, label = np.concatenate(probabilities), np.concatenate(labels)
+    total = {name: sum(scores[name] for scores in expected) for name in expected[0]}
+    assert metrics == pytest.approx(
+        {
+            "val_average_precision": average_precision_score(label, probability),
+            "val_auc": roc_auc_score(label, probability),
+            "val_dice": np.mean([scores["dice"] for scores in expected]),
+            "val_lesion_sensitivity": total["found_lesions"] / total["true_lesions"],
+            "val_lesion_precision": 1 - total["false_lesions"] / total["predicted_lesions"],
+            "val_true_ml": total["true_ml"],
+            "val_predicted_ml": total["predicted_ml"],
+        },
+        rel=1e-4,
+    )
+    written = {path.name for path in (cohort / "eval").iterdir()}
+    assert written == {"metrics.csv", "scan_metrics.csv", "s0_evaluation.png", "s1_evaluation.png"}
+
+
+def test_the_weights_of_a_training_measure_what_it_said(cohort):
+    train(cohort, "run", epochs=1, val_interval=1)
     run(
         ["train.yaml", "evaluate.yaml"],
         datalist=str(cohort / "scans.json"),
+        section="validation",
         weights=str(cohort / "run" / "models" / "model.pt"),
         output_dir=str(cohort / "eval"),
     )
-    lines = (cohort / "eval" / "metrics.csv").read_text().splitlines()
-    metrics = {name: float(value) for name, value in (line.split(",") for line in lines)}
-    assert set(metrics) == {"val_average_precision", "val_auc", "val_dice"}
-    assert 0 < metrics["val_auc"] <= 1
+    with (cohort / "eval" / "metrics.csv").open(newline="") as file:
+        metrics = {name: float(value) for name, value in csv.reader(file)}
+    events = [EventAccumulator(str(file)).Reload() for file in (cohort / "run" / "tensorboard").iterdir()]
+    said = {name: e.Scalars(name)[-1].value for e in events for name in e.Tags()["scalars"] if name in metrics}
+    assert said.keys() == metrics.keys() - {"val_true_ml", "val_predicted_ml"}
+    assert {name: metrics[name] for name in said} == pytest.approx(said, rel=1e-5, nan_ok=True)
 
 
 def test_the_papers_way_of_training_evaluation_and_inference(cohort):
@@ -347,15 +405,21 @@ def test_two_processes_measure_what_one_measures(three):
     two_processes(
         ["train.yaml", "evaluate.yaml", "multi_gpu_evaluate.yaml"], three, output_dir=three / "two", weights="model.pt"
     )
-    for name, header in (("metrics.csv", 0), ("val_dice_summary.csv", 1)):
-        one, two = ((three / folder / name).read_text().splitlines() for folder in ("one", "two"))
-        assert one[:header] == two[:header]
-        for a, b in zip(one[header:], two[header:], strict=True):
-            assert a.split(",")[0] == b.split(",")[0]
-            np.testing.assert_allclose(*([float(v) for v in line.split(",")[1:]] for line in (a, b)), atol=1e-6)
-    rows = [(three / folder / "val_dice_raw.csv").read_text().split() for folder in ("one", "two")]
-    assert len(rows[0]) == 1 + 3
-    assert sorted(rows[0]) == sorted(rows[1])
+    for name in ("metrics.csv", "scan_metrics.csv"):
+        one, two = (list(csv.reader((three / folder / name).read_text().splitlines())) for folder in ("one", "two"))
+        assert len(one) == len(two)
+        for a, b in zip(one, two, strict=True):
+            assert a[0] == b[0]
+            assert [_number(x) for x in a] == pytest.approx([_number(x) for x in b], abs=1e-6, nan_ok=True)
+    assert {path.name for path in (three / "one").iterdir()} == {path.name for path in (three / "two").iterdir()}
+    assert len(list((three / "two").glob("*_evaluation.png"))) == 3
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text or "nan")
+    except ValueError:
+        return 0.0  # a name
 
 
 @pytest.mark.slow

@@ -282,10 +282,13 @@ def test_one_pass_over_them_needs_no_warning():
 
 
 def test_windows_are_rounded_to_the_stride_where_they_are_blended():
-    net, image = u_net(norm="INSTANCE"), torch.randn(1, 2, 23, 16, 18)
+    net, image = u_net(norm="INSTANCE"), MetaTensor(torch.randn(2, 2, 23, 16, 18), meta={"warnings": ["dim", ""]})
     with torch.no_grad(), pytest.warns(UserWarning, match="windows are blended"):
         out = ImageInferer((18, -1, 100), stride=4)(image, net)
-    assert out.shape == (1, 1, 23, 16, 18)
+    assert out.shape == (2, 1, 23, 16, 18)
+    first, second = image.meta["warnings"]  # one text for each scan, for its record
+    assert first == f"dim\n{second}"
+    assert second.startswith("windows are blended")
 
 
 # --- what is refused

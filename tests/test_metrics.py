@@ -143,6 +143,17 @@ def test_scores_pool_the_voxels_of_all_brains(score, function):
     assert metric.aggregate() == pytest.approx(function(label[inside], pred[inside].float()))
 
 
+@pytest.mark.parametrize("metric", [VoxelRanking("auc"), LesionDetection("sensitivity")])
+def test_two_outputs_count_as_two_scans(metric):
+    pred, label, brain = (torch.rand(1, 2, 5, 5, 5), *((torch.rand(1, c, 5, 5, 5) > 0.8).double() for c in (2, 1)))
+    metric(y_pred=pred, y=target_of(label, brain))
+    together = metric.aggregate()
+    metric.reset()
+    for k in range(2):
+        metric(y_pred=pred[:, k : k + 1], y=target_of(label[:, k : k + 1], brain))
+    assert together == metric.aggregate()
+
+
 def test_a_score_without_lesions_is_not_a_number():
     metric = VoxelRanking("auc")
     zeros = torch.zeros(1, 1, 2, 2, 2)

@@ -3,6 +3,7 @@
 from eqdmri_monai.report.bundles import SaveTractogramd
 from eqdmri_monai.report.checks import CheckGradientsd
 from eqdmri_monai.report.dicom import SaveDicomd
+from eqdmri_monai.report.evaluation import SaveScores
 from eqdmri_monai.report.page import SaveIndex, SavePaged, write_index, write_page
 from eqdmri_monai.report.picture import colour_fa, picture
 from eqdmri_monai.report.record import SaveReportd, sha256
@@ -13,6 +14,7 @@ __all__ = [
     "SaveIndex",
     "SavePaged",
     "SaveReportd",
+    "SaveScores",
     "SaveTractogramd",
     "colour_fa",
     "picture",

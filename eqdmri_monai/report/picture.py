@@ -12,6 +12,7 @@ from scipy import ndimage
 
 from eqdmri_monai.files.writing import written_whole
 from eqdmri_monai.gradients import GradientTable
+from eqdmri_monai.metrics import lesions
 
 
 def colour_fa(dwi: np.ndarray, bvals: np.ndarray, bvecs: np.ndarray, mask: np.ndarray) -> np.ndarray:
@@ -49,7 +50,7 @@ def picture(
         mm.
     probability, brain : array, shape (X, Y, Z)
     outline : array, shape (X, Y, Z)
-        Lesions to draw as outlines, such as those drawn by hand; planes then go through the largest of them.
+        Lesions to draw as outlines, such as those drawn by hand; planes then go through the largest of them, if any.
     """
     # Show every scan in RAS, whatever its storage order.
     to_ras = nib.orientations.io_orientation(affine)
@@ -59,7 +60,7 @@ def picture(
     outline = None if outline is None else turn(outline) > 0.5
     bvals, bvecs = table.bvals.numpy(), table.bvecs.numpy()
     b0 = dwi[..., table.b0_mask.numpy()].mean(-1)
-    labels, count = ndimage.label(probability > 0.5 if outline is None else outline)
+    labels, count = lesions(probability > 0.5 if outline is None or not outline.any() else outline)
     if count:  # the lesion that holds the most probability
         best = 1 + int(np.argmax(ndimage.sum_labels(probability, labels, range(1, count + 1))))
         centre = np.argwhere(labels == best).mean(0)
@@ -68,6 +69,7 @@ def picture(
     centre = np.round(centre).astype(int)
     figure = Figure(figsize=(11, 11), facecolor="black", layout="constrained")
     axes = figure.subplots(3, 3)
+    drawn = "" if outline is None else "; outlined, as drawn"
     names = ("L", "R"), ("P", "A"), ("I", "S")
     for row, axis in enumerate((2, 1, 0)):
         cut = tuple(slice(centre[axis], centre[axis] + 1) if a == axis else slice(None) for a in range(3))
@@ -75,7 +77,7 @@ def picture(
         grey = np.clip(b0[cut].squeeze(axis) / max(np.percentile(b0[brain], 99), 1e-6), 0, 1)
         across, up = (a for a in range(3) if a != axis)
         for column, (title, under) in enumerate(
-            (("b0", grey), ("fibre direction (colour FA)", rgb), ("lesion probability", grey))
+            (("b0", grey), ("fibre direction (colour FA)", rgb), (f"lesion probability{drawn}", grey))
         ):
             ax = axes[row, column]
             show = {"origin": "lower", "aspect": voxel[up] / voxel[across], "interpolation": "nearest"}

@@ -14,12 +14,12 @@ import numpy as np
 from monai.config import KeysCollection
 from monai.data.utils import create_file_basename
 from monai.transforms import MapTransform
-from scipy import ndimage
 
 import eqdmri_monai
 from eqdmri_monai.files.tables import table_files
 from eqdmri_monai.files.writing import written_whole
 from eqdmri_monai.gradients import GradientTable, shells
+from eqdmri_monai.metrics import lesions
 from eqdmri_monai.report.picture import picture
 from eqdmri_monai.transforms.scan import file_of
 
@@ -63,7 +63,7 @@ class SaveReportd(MapTransform):
         probability, source = data[self.keys[0]], file_of(data["image"])
         scan = nib.load(source)
         table = GradientTable.from_rows(data["image"].meta["file_gradients"])
-        lesion = (probability[0] > self.settings["threshold"]).numpy()
+        lesion = (probability[0] >= self.settings["threshold"]).numpy()
         brain = data["brain_mask"][0].numpy() > 0.5
         shell = shells(table.bvals)
         litres = abs(np.linalg.det(scan.affine[:3, :3])) * 1e-6
@@ -76,7 +76,7 @@ class SaveReportd(MapTransform):
                 f"{float(table.bvals[shell == s].mean()):.0f}": int((shell == s).sum()) for s in shell.unique()
             },
             "lesion_ml": round(1000 * litres * float(lesion.sum()), 3),
-            "lesions": int(ndimage.label(lesion, np.ones((3, 3, 3)))[1]),
+            "lesions": lesions(lesion)[1],
             "brain_mask": "given" if mask else "median_otsu",
             "brain_ml": round(1000 * litres * float(brain.sum()), 1),
             "warnings": data["image"].meta.get("warnings", "").splitlines(),
