@@ -4,8 +4,8 @@ A filter of degree l_filter is ``R(|Δp|, |q_out|, |q_in|) · (Y_lp(Δp) ⊗ Y_l
 which (l_p, l_q) are used for each l_filter, and on which lengths R depends. Several bases in a list are a sum.
 
 A basis of another kind is a class with what `FilterBasis` and `DifferenceBasis` have in common: `over_p`, `over_q`,
-`separable`, `paths`, `angular` and `gain`; and `angular_p` where it is separable, that is, where harmonics of
-q_out - q_in are a factor. Layers ask for nothing else.
+`separable`, `paths`, `harmonics`, `angular`, `gain`; and `angular_p` where it is separable, that is, where harmonics
+of q_out - q_in are a factor. Layers ask for nothing else.
 """
 
 from collections.abc import Iterator, Sequence
@@ -93,30 +93,31 @@ class FilterBasis:
         """
         return [(l, l_p, l_q) for l in _degrees(self.l_filters, l_out, l_in) for l_p, l_q in self.pairs(l)]
 
-    def angular(
-        self, l_out: int, l_in: int, offset: Tensor, q_out: Tensor, q_in: Tensor, *, radius: float, q_max: float
-    ) -> Iterator[Tensor]:
-        """Yield the angular part of each path.
+    def harmonics(
+        self, pairs: Sequence[tuple[int, int]], offset: Tensor, difference: Tensor, *, radius: float, q_max: float
+    ) -> tuple[Tensor, ...]:
+        """Return the harmonics that all paths between some pairs of degrees are made of, for `angular`.
 
         Parameters
         ----------
-        l_out, l_in : int
-        offset, q_out, q_in : Tensor, shape (N, 3), (Q_out, 3), (Q_in, 3)
-            offset is Δp = p_out - p_in.
+        pairs : sequence of (l_out, l_in)
+        offset : Tensor, shape (N, 3)
+            Δp = p_out - p_in.
+        difference : Tensor, shape (Q_out, Q_in, 3)
+            q_out - q_in.
         radius, q_max : float
             Of the kernel and the layer; only directions count here.
-
-        Returns
-        -------
-        iterator of Tensor, each (N, Q_out, Q_in, 2 l_out + 1, 2 l_in + 1)
         """
-        paths = self.paths(l_out, l_in)
-        sh_p = harmonics(max((l_p for _, l_p, _ in paths), default=0), offset)
-        sh_q = harmonics(max((l_q for _, _, l_q in paths), default=0), q_out[:, None] - q_in)
-        for l, l_p, l_q in paths:
-            over_p = torch.einsum(
-                "oipq,np->noiq", _path_tensor(l_out, l_in, l, l_p, l_q).to(offset), sh_p[:, degree_slice(l_p)]
-            )
+        paths = [path for pair in pairs for path in self.paths(*pair)]
+        sh_p = harmonics(max((l_p for _, l_p, _ in paths), default=0), offset)  # [n, p]
+        return sh_p, harmonics(max((l_q for _, _, l_q in paths), default=0), difference)  # [q, r, m]
+
+    def angular(self, l_out: int, l_in: int, sh: tuple[Tensor, ...]) -> Iterator[Tensor]:
+        """Yield the angular part of each path from `harmonics`, shape (N, Q_out, Q_in, 2 l_out + 1, 2 l_in + 1)."""
+        sh_p, sh_q = sh
+        for l, l_p, l_q in self.paths(l_out, l_in):
+            fixed = _path_tensor(l_out, l_in, l, l_p, l_q).to(sh_p)
+            over_p = torch.einsum("oipm,np->noim", fixed, sh_p[:, degree_slice(l_p)])
             yield torch.einsum("noim,qrm->nqroi", over_p, sh_q[..., degree_slice(l_q)])
 
     def angular_p(self, l_out: int, l_in: int, offset: Tensor, lmax_q: int) -> Tensor:
@@ -204,15 +205,17 @@ class DifferenceBasis:
         degrees = _degrees(self.l_filters, l_out, l_in)
         return [(l, None, None) for l in degrees if self.lmax is None or l <= self.lmax]
 
-    def angular(
-        self, l_out: int, l_in: int, offset: Tensor, q_out: Tensor, q_in: Tensor, *, radius: float, q_max: float
-    ) -> Iterator[Tensor]:
+    def harmonics(
+        self, pairs: Sequence[tuple[int, int]], offset: Tensor, difference: Tensor, *, radius: float, q_max: float
+    ) -> tuple[Tensor, ...]:
+        """Return the harmonics of Δp / radius - (q_out - q_in) / q_max; see `FilterBasis.harmonics`."""
+        lmax = max((l for pair in pairs for l, _, _ in self.paths(*pair)), default=0)
+        return (harmonics(lmax, offset[:, None, None] / radius - difference / q_max),)  # [n, q, r, m]
+
+    def angular(self, l_out: int, l_in: int, sh: tuple[Tensor, ...]) -> Iterator[Tensor]:
         """Yield the angular part of each path; see `FilterBasis.angular`."""
-        paths = self.paths(l_out, l_in)
-        difference = offset[:, None, None] / radius - (q_out[:, None] - q_in) / q_max
-        sh = harmonics(max((l for l, _, _ in paths), default=0), difference)  # [n, q, r, m]
-        for l, _, _ in paths:
-            yield torch.einsum("ofi,nqrf->nqroi", coupling(l, l_in, l_out).to(sh), sh[..., degree_slice(l)])
+        for l, _, _ in self.paths(l_out, l_in):
+            yield torch.einsum("ofi,nqrf->nqroi", coupling(l, l_in, l_out).to(sh[0]), sh[0][..., degree_slice(l)])
 
     def gain(self, l_out: int, l_in: int, lattice: Tensor, radial: Tensor) -> tuple[float, float]:
         """See `FilterBasis.gain`; harmonics have unit variance, and a constant meets those of degree 0 alone."""

@@ -59,8 +59,8 @@ class Filters(nn.Module):
         smooth_share: float,
     ):
         super().__init__()
-        pairs = [(ir_o.l, ir_i.l) for _, ir_o in irreps_out for _, ir_i in irreps_in]
-        if not any(basis.paths(*pair) for pair in pairs):
+        self.pairs = sorted({(ir_o.l, ir_i.l) for _, ir_o in irreps_out for _, ir_i in irreps_in})
+        if not any(basis.paths(*pair) for pair in self.pairs):
             raise ValueError(
                 f"basis {basis.name} has no filter from {irreps_in} to {irreps_out}; raise its lmax or list more "
                 "products"
@@ -77,7 +77,7 @@ class Filters(nn.Module):
             for mul_i, ir_i in irreps_in
         )
         if basis.separable:
-            for l_out, l_in in sorted(set(pairs)):
+            for l_out, l_in in self.pairs:
                 angular = basis.angular_p(l_out, l_in, lattice, lmax_q)
                 self.register_buffer(f"angular_{l_out}_{l_in}", angular, persistent=False)
         self.scale = self._scales(lattice, noise_gain, smooth_share)
@@ -94,15 +94,18 @@ class Filters(nn.Module):
         Tensor, shape (N, Q_out, irreps_out.dim, Q_in, irreps_in.dim)
         """
         coefficients = iter(self._coefficients(offset.norm(dim=-1), q_out.norm(dim=-1), q_in.norm(dim=-1)))
+        sh = self.basis.harmonics(self.pairs, offset, q_out[:, None] - q_in, radius=self.radius, q_max=self.q_max)
         rows = []
         for (mul_o, ir_o), scale in zip(self.irreps_out, self.scale, strict=True):
             blocks = []
             for mul_i, ir_i in self.irreps_in:
                 weight = scale * next(coefficients)  # [q, r, v, u, f, n]
-                angular = self.basis.angular(ir_o.l, ir_i.l, offset, q_out, q_in, radius=self.radius, q_max=self.q_max)
-                block = offset.new_zeros(len(offset), len(q_out), mul_o, ir_o.dim, len(q_in), mul_i, ir_i.dim)
-                for f, part in enumerate(angular):
-                    block = block + torch.einsum("qrvun,nqroi->nqvorui", weight[..., f, :], part)
+                parts = [
+                    torch.einsum("qrvun,nqroi->nqvorui", weight[..., f, :], angular)
+                    for f, angular in enumerate(self.basis.angular(ir_o.l, ir_i.l, sh))
+                ]
+                size = len(offset), len(q_out), mul_o, ir_o.dim, len(q_in), mul_i, ir_i.dim
+                block = sum(parts[1:], parts[0]) if parts else offset.new_zeros(size)
                 blocks.append(block.flatten(5, 6).flatten(2, 3))
             rows.append(torch.cat(blocks, dim=4))
         return torch.cat(rows, dim=2)
