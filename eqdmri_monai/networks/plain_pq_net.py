@@ -16,7 +16,7 @@ from eqdmri_monai.networks.folded import PlainGate, plain_gate, plain_p_layers
 from eqdmri_monai.networks.pq_net import PQNet
 from eqdmri_monai.nn import PQConv, QLengthPool
 from eqdmri_monai.nn.filters import Filters
-from eqdmri_monai.nn.q_mixing import REFERENCE_DIRECTIONS
+from eqdmri_monai.nn.q_plan import REFERENCE_DIRECTIONS
 
 
 class PlainPQNet(nn.Module):
