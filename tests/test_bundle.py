@@ -19,6 +19,7 @@ import pytest
 import torch
 from ignite.engine import Engine
 from monai.bundle import ConfigParser, ConfigWorkflow, verify_metadata
+from monai.networks.nets import UNet
 from monai.transforms import CastToTyped, Compose
 from sklearn.metrics import average_precision_score, roc_auc_score
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -66,7 +67,7 @@ def cohort(tmp_path, phantoms):
     return tmp_path
 
 
-def run(configs, **options) -> ConfigWorkflow:
+def run(configs, network=SMALL, **options) -> ConfigWorkflow:
     """Run a bundle command in this process."""
     workflow = ConfigWorkflow(
         config_file=[str(CONFIGS / name) for name in configs],
@@ -74,7 +75,7 @@ def run(configs, **options) -> ConfigWorkflow:
         logging_file=False,
         bundle_root=str(BUNDLE),
         initialize=["$monai.utils.set_determinism(seed=0)"],  # one_line_errors is for command lines
-        **SMALL | options,
+        **network | options,
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -163,6 +164,24 @@ def test_windows_do_not_change_the_map(cohort):
     whole = infer(cohort / "s0.nii.gz", cohort, cohort / "a") / "s0_probability.nii.gz"
     parts = infer(cohort / "s0.nii.gz", cohort, cohort / "b", window=[14, 12, -1]) / "s0_probability.nii.gz"
     np.testing.assert_allclose(in_ras(parts), in_ras(whole), rtol=0, atol=1e-5)
+
+
+def test_windows_over_monais_u_net_do_not_change_the_map(cohort):
+    """A network that knows nothing of q, halo and stride, laid over the config."""
+    network = {"spatial_dims": 3, "in_channels": 9, "out_channels": 1, "channels": [4, 4, 4], "strides": [2, 2]}
+    network |= {"norm": "batch"}
+    torch.manual_seed(1)
+    torch.save(UNet(**network).state_dict(), cohort / "model.pt")
+    overlay = {"network_def": {"_target_": "UNet", **network}, "inferer::with_q": False}
+    (cohort / "overlay.json").write_text(json.dumps(overlay | {"inferer::halo": 10, "inferer::stride": 4}))
+    options = {"dwi": str(cohort / "s0.nii.gz"), "weights": str(cohort / "model.pt"), "spacing": [3.0, 3.0, 3.0]}
+    for output, window in (("whole", [-1, -1, -1]), ("parts", [30, -1, 36])):
+        configs = ["inference.yaml", str(cohort / "overlay.json")]
+        run(configs, {}, output_dir=str(cohort / output), window=window, **options)
+    whole, parts = (in_ras(cohort / output / "s0_probability.nii.gz") for output in ("whole", "parts"))
+    assert whole.std() > 0.01
+    np.testing.assert_allclose(parts, whole, rtol=0, atol=1e-6)
+    assert json.loads((cohort / "parts" / "s0_report.json").read_text())["warnings"] == []
 
 
 def test_windows_that_change_the_map_are_in_the_record(cohort):
