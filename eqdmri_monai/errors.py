@@ -7,10 +7,16 @@ import warnings
 import torch
 
 
-def sentence(error: BaseException) -> str:
-    """Return an error as one line: what lies below MONAI's wrappers, with its kind unless it is a refusal."""
+def first_cause(error: BaseException) -> BaseException:
+    """Return what lies below the RuntimeErrors that MONAI wraps errors in."""
     while isinstance(error, RuntimeError) and error.__cause__ is not None:
         error = error.__cause__
+    return error
+
+
+def sentence(error: BaseException) -> str:
+    """Return the first cause of an error as one line, with its kind unless it is a refusal."""
+    error = first_cause(error)
     said = " ".join(str(error).split())
     if isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in said:
         return "not enough memory; choose smaller windows, such as --window [64,64,64]"

@@ -1,9 +1,15 @@
-"""Ignite handlers for training runs that can be stopped and resumed, in one process or in several."""
+"""Ignite handlers: training that can be stopped and resumed, in one process or in several, and what a run shows."""
+
+import sys
+from typing import ClassVar
 
 import ignite.distributed as idist
 from ignite.engine import Engine, Events
 from ignite.handlers import ProgressBar
+from monai.engines import SupervisedEvaluator
+from monai.engines.utils import IterationEvents
 from monai.utils import set_determinism
+from tqdm import tqdm
 
 
 class SeedEpochs:
@@ -78,3 +84,53 @@ class PrintMetrics:
         values = ", ".join(f"{name} {float(value):.4f}" for name, value in engine.state.metrics.items())
         number = f" {engine.state.epoch}" if self.prefix == "epoch" else ""
         print(f"\n{self.prefix}{number}: {values}", flush=True)
+
+
+class ScanProgress:
+    """A bar that says which scan is at which stage.
+
+    Parameters
+    ----------
+    evaluator : SupervisedEvaluator
+    scans : int
+        How many there are.
+    shown : bool
+    """
+
+    STAGES: ClassVar = {
+        Events.GET_BATCH_STARTED: "reading",
+        Events.GET_BATCH_COMPLETED: "network",
+        IterationEvents.FORWARD_COMPLETED: "writing",
+    }
+
+    def __init__(self, evaluator: SupervisedEvaluator, scans: int, *, shown: bool):
+        self.evaluator, self.scans, self.begun, self.name, self.handles = evaluator, scans, 0, "", []
+        total = scans * len(self.STAGES)
+        self.bar = tqdm(total=total, bar_format="{desc} |{bar}| {elapsed}<{remaining}", disable=not shown)
+
+    def __enter__(self) -> "ScanProgress":
+        for done, event in enumerate(self.STAGES):
+            self.handles.append(self.evaluator.add_event_handler(event, self.show, event, done))
+        return self
+
+    def __exit__(self, *_) -> None:
+        for handle in self.handles:
+            handle.remove()
+        self.bar.update(self.begun * len(self.STAGES) - self.bar.n)
+        self.bar.close()
+
+    def start(self, name: str) -> None:
+        """Go on to the next scan."""
+        self.bar.update(self.begun * len(self.STAGES) - self.bar.n)
+        self.begun, self.name = self.begun + 1, name
+
+    def show(self, engine: Engine, event, done: int) -> None:
+        """Say that a stage has begun, after so many others."""
+        number = f"{self.begun}/{self.scans} " if self.scans > 1 else ""
+        self.bar.set_description_str(f"{number}{self.name}: {self.STAGES[event]}", refresh=False)
+        self.bar.update((self.begun - 1) * len(self.STAGES) + done - self.bar.n)
+        self.bar.refresh()
+
+    def say(self, line: str) -> None:
+        """Print a line above the bar, on stderr."""
+        self.bar.write(line, file=sys.stderr)

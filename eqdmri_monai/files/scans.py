@@ -1,6 +1,8 @@
 """Lists of scans: one from the command line, or many from a JSON file."""
 
 import json
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 # Keys of a scan that hold paths; "mrtrix" is a .b file in place of bval and bvec.
@@ -14,6 +16,7 @@ def scan_list(
     *,
     dicom: str | None = None,
     series: int | None = None,
+    missing_ok: bool = False,
     **files: str | None,
 ) -> list[dict]:
     """List scans for a MONAI data set, from one scan's path, from a JSON file, or from DICOM.
@@ -31,6 +34,8 @@ def scan_list(
         A folder or archive with one diffusion series; or several, and `series` is the number of the one to take. It is
         converted in a temporary folder that goes when this process ends; see `dicom.dicom_to_scan`.
     series : int
+    missing_ok : bool
+        Whether files of a list may be missing; one scan always has all that are named.
 
     Returns
     -------
@@ -73,9 +78,25 @@ def scan_list(
             )
         scan = {key: str((folder / value).absolute()) for key, value in scan.items()}
         for key, value in scan.items():
-            if not Path(value).is_file():
+            if not Path(value).is_file() and not (missing_ok and datalist):
                 raise FileNotFoundError(f"{value}: no such file ({key} of a scan in {datalist or 'the command line'})")
         resolved.append(scan)
     if not resolved:
         raise ValueError(f'{datalist}: the list "{section}" is empty')
     return resolved
+
+
+def common_folder(scans: Sequence[Mapping[str, str]], datalist: str | None = None) -> str:
+    """Return the folder that names of results start from: that of the list, if all images lie in it, else the lowest
+    that all lie in.
+
+    Parameters
+    ----------
+    scans : sequence of dict
+        From `scan_list`.
+    datalist : path
+    """
+    folders = [os.path.dirname(os.path.normpath(scan["image"])) for scan in scans]
+    lowest = os.path.commonpath(folders)
+    listed = os.path.dirname(os.path.abspath(datalist)) if datalist else lowest
+    return listed if os.path.commonpath([listed, lowest]) == listed else lowest

@@ -39,7 +39,9 @@ def output_folder(path: str | Path) -> str:
 def part_of(path: str | Path) -> Path:
     """Name a hidden file or folder beside `path`, of this process alone, to write to before it gets that name."""
     path = Path(path)
-    return path.with_name(f".part-{os.getpid()}@{socket.gethostname()}@{path.name[-100:]}")  # names have 255 at most
+    return path.with_name(
+        f".part-{os.getpid()}@{socket.gethostname()}@{path.name[-50:]}"
+    )  # names have 255 bytes at most
 
 
 def put_in_place(part: Path, path: Path) -> None:

@@ -68,6 +68,6 @@ class SaveDicomd(MapTransform):
 
     def _path(self, source: str, postfix: str, extension: str) -> Path:
         layout = FolderLayout(
-            self.output_dir, postfix, extension, parent=False, makedirs=True, data_root_dir=self.data_root_dir
+            self.output_dir, postfix, extension, parent=False, makedirs=False, data_root_dir=self.data_root_dir
         )
         return Path(layout.filename(source))

@@ -220,9 +220,13 @@ class SavePaged(MapTransform):
         )
         return dict(data)
 
+    def outputs(self, scan: Mapping[str, str]) -> list[Path]:
+        """Return the path of a scan's page."""
+        return [self._path(scan["image"], "html")]
+
     def _path(self, source: str, extension: str) -> Path:
         layout = FolderLayout(
-            self.output_dir, "report", extension, parent=False, makedirs=True, data_root_dir=self.data_root_dir
+            self.output_dir, "report", extension, parent=False, makedirs=False, data_root_dir=self.data_root_dir
         )
         return Path(layout.filename(source))
 

@@ -3,7 +3,6 @@
 import hashlib
 import importlib.metadata
 import json
-import os
 import platform
 import time
 from collections.abc import Hashable, Mapping
@@ -48,14 +47,23 @@ class SaveReportd(MapTransform):
         Named in the record by its hash.
     settings : mapping
         What else decides a map, for the record; of these ``threshold`` is what was counted as lesion.
+    details : mapping
+        What else the record says, of no weight for the map, such as windows that give the result of one pass.
     """
 
     def __init__(
-        self, keys: KeysCollection, *, output_dir: str, data_root_dir: str, weights: str, settings: Mapping[str, object]
+        self,
+        keys: KeysCollection,
+        *,
+        output_dir: str,
+        data_root_dir: str,
+        weights: str,
+        settings: Mapping[str, object],
+        details: Mapping[str, object],
     ):
         super().__init__(keys)
         self.output_dir, self.data_root_dir = output_dir, data_root_dir
-        self.weights, self.settings = weights, dict(settings)
+        self.weights, self.settings, self.details = weights, dict(settings), dict(details)
         self.start = time.monotonic()
 
     def __call__(self, data: Mapping[Hashable, object]) -> dict[Hashable, object]:
@@ -69,7 +77,8 @@ class SaveReportd(MapTransform):
         litres = abs(np.linalg.det(scan.affine[:3, :3])) * 1e-6
         mask = data["brain_mask"].meta["made_of"]
         files = {key: data.get(key) for key in ("bval", "bvec", "mrtrix")} | {"image": source, "brain_mask": mask}
-        record = self.identity(files) | {
+        record = self.identity(files) | self.details
+        record |= {
             "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
             "python": platform.python_version(),
             "volumes_per_b_value": {
@@ -94,11 +103,8 @@ class SaveReportd(MapTransform):
 
     def outputs(self, scan: Mapping[str, str]) -> list[Path]:
         """Return the paths of a scan's record and picture."""
-        return [Path(f"{self._stem(scan)}_report.{kind}") for kind in ("json", "png")]
-
-    def name(self, scan: Mapping[str, str]) -> str:
-        """Return what the results of a scan are named after: its path from the data's root, without extension."""
-        return os.path.relpath(self._stem(scan), self.output_dir)
+        stem = create_file_basename("report", scan["image"], self.output_dir, self.data_root_dir, False, makedirs=False)
+        return [Path(f"{stem}.{kind}") for kind in ("json", "png")]
 
     def identity(self, scan: Mapping[str, str | None]) -> dict[str, object]:
         """Return what decides a map: version, settings, and hashes of the weights and of all files of the scan.
@@ -113,6 +119,3 @@ class SaveReportd(MapTransform):
             **{f"{key}_sha256": sha256(path) for key, path in files.items() if path},
             **self.settings,
         }
-
-    def _stem(self, scan: Mapping[str, str]) -> str:
-        return create_file_basename("", scan["image"], self.output_dir, self.data_root_dir, False, makedirs=False)

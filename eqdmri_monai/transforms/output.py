@@ -1,12 +1,15 @@
 """What a network gave, on its way to files."""
 
+import os
 import shutil
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from copy import copy
 from pathlib import Path
 
 import torch
 from monai.config import KeysCollection
-from monai.transforms import MapTransform, Transform
+from monai.data.utils import create_file_basename
+from monai.transforms import MapTransform, SaveImaged, Transform
 
 from eqdmri_monai.files.writing import put_in_place
 from eqdmri_monai.transforms.scan import file_of
@@ -49,20 +52,26 @@ class SaveTogether(Transform):
     """Apply transforms that write files, and put all files of a scan in place when all are whole; else none.
 
     They are put in place in the order in which they were written, within a moment: what describes a map comes before
-    it, and is there when the map is.
+    it, and is there when the map is. Files of that name which were there go just before, so that no record ever stands
+    beside a map that it does not describe.
 
     Parameters
     ----------
     transforms : sequence of callable
-        They write below `part`.
+        They write below `part`. `SaveImaged` and those with ``outputs(scan)`` say beforehand what they will write.
     part : path
         A hidden folder on the same disk, of this process alone (`files.writing.part_of`).
     folder : path
         Where the files are to appear, in the same subfolders.
+    data_root_dir : path
+        As in `SaveImaged`.
     """
 
-    def __init__(self, transforms: Sequence[Callable], *, part: str | Path, folder: str | Path):
-        self.transforms, self.part, self.folder = transforms, Path(part), Path(folder)
+    def __init__(
+        self, transforms: Sequence[Callable], *, part: str | Path, folder: str | Path, data_root_dir: str | Path
+    ):
+        self.transforms, self.data_root_dir = transforms, data_root_dir
+        self.part, self.folder = Path(part), Path(folder)
 
     def __call__(self, data: Mapping[Hashable, object]) -> Mapping[Hashable, object]:
         """Return what the last transform returns."""
@@ -71,10 +80,32 @@ class SaveTogether(Transform):
             for transform in self.transforms:
                 data = transform(data)
                 written |= dict.fromkeys(path for path in sorted(self.part.rglob("*")) if path.is_file())
+            for path in reversed(written):
+                self.target(path).unlink(missing_ok=True)
             for path in written:
-                target = self.folder / path.relative_to(self.part)
-                target.parent.mkdir(parents=True, exist_ok=True)
-                put_in_place(path, target)
+                self.target(path).parent.mkdir(parents=True, exist_ok=True)
+                put_in_place(path, self.target(path))
         finally:
             shutil.rmtree(self.part, ignore_errors=True)
         return data
+
+    def name(self, scan: Mapping[str, str]) -> str:
+        """Return what the files of a scan are named after: its path from the data's root, without extension."""
+        stem = create_file_basename("", scan["image"], self.part, self.data_root_dir, False, makedirs=False)
+        return os.path.relpath(stem, self.part)
+
+    def outputs(self, scan: Mapping[str, str]) -> list[Path]:
+        """Return where the files of a scan appear."""
+        files = []
+        for transform in self.transforms:
+            if isinstance(transform, SaveImaged):
+                layout = copy(transform.saver.folder_layout)
+                layout.makedirs = False
+                files.append(layout.filename(scan["image"]))
+            elif hasattr(transform, "outputs"):
+                files += transform.outputs(scan)
+        return [self.target(path) for path in files]
+
+    def target(self, path: str | Path) -> Path:
+        """Return where a file that is written below `part` appears."""
+        return self.folder / Path(os.path.normpath(path)).relative_to(self.part)

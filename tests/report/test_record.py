@@ -31,7 +31,12 @@ def test_the_report_measures_the_lesions_and_names_nothing_but_the_file(phantom,
     }
     out, settings = tmp_path / "out", {"threshold": 0.5, "spacing": [2.0, 2.0, 2.0]}
     save = SaveReportd(
-        "pred", output_dir=str(out), data_root_dir=str(folder), weights=str(tmp_path / "model.pt"), settings=settings
+        "pred",
+        output_dir=str(out),
+        data_root_dir=str(folder),
+        weights=str(tmp_path / "model.pt"),
+        settings=settings,
+        details={"window": -1},
     )
     save(data)
     assert {path.name for path in out.iterdir()} == {"dwi_report.png", "dwi_report.json"}
@@ -42,9 +47,9 @@ def test_the_report_measures_the_lesions_and_names_nothing_but_the_file(phantom,
     assert record["input_sha256"] == sha256(scan)
     assert record["brain_mask"] == "median_otsu"
     assert record["spacing"] == [2.0, 2.0, 2.0]
+    assert record["window"] == -1
     assert "Doe" not in text
     assert save.outputs({"image": str(scan)}) == [out / "dwi_report.json", out / "dwi_report.png"]
-    assert save.name({"image": str(scan)}) == "dwi"
 
 
 def test_what_decides_a_map_is_in_its_identity(tmp_path):
@@ -54,7 +59,12 @@ def test_what_decides_a_map_is_in_its_identity(tmp_path):
 
     def identity(**files):
         save = SaveReportd(
-            "pred", output_dir="out", data_root_dir=str(tmp_path), weights=str(tmp_path / "model.pt"), settings={"a": 1}
+            "pred",
+            output_dir="out",
+            data_root_dir=str(tmp_path),
+            weights=str(tmp_path / "model.pt"),
+            settings={"a": 1},
+            details={},
         )
         return save.identity({"image": str(tmp_path / "dwi.nii"), **files})
 

@@ -37,7 +37,7 @@ def test_files_of_a_scan_appear_together_and_in_order(tmp_path, monkeypatch):
     monkeypatch.setattr(
         "eqdmri_monai.transforms.output.put_in_place", lambda p, t: (placed.append(t.name), p.replace(t))
     )
-    assert SaveTogether(writers, part=part, folder=tmp_path)("new") == "new"
+    assert SaveTogether(writers, part=part, folder=tmp_path, data_root_dir=tmp_path)("new") == "new"
     assert seen == 3 * [{"a_map.nii.gz"}]
     assert placed == ["b_report.json", "a_report.json", "a_map.nii.gz"]
     assert {path.name for path in tmp_path.iterdir()} == {"b_report.json", "sub", "a_map.nii.gz"}
@@ -50,7 +50,9 @@ def test_a_writer_that_fails_leaves_what_was_there(tmp_path):
 
     part, seen = part_of(tmp_path / "scan"), []
     (tmp_path / "a_map.nii.gz").write_text("old")
-    together = SaveTogether([writer(part, "a_map.nii.gz", seen), fail], part=part, folder=tmp_path)
+    together = SaveTogether(
+        [writer(part, "a_map.nii.gz", seen), fail], part=part, folder=tmp_path, data_root_dir=tmp_path
+    )
     with pytest.raises(OSError, match="no space left"):
         together("new")
     assert [path.name for path in tmp_path.iterdir()] == ["a_map.nii.gz"]
