@@ -375,7 +375,7 @@ def test_a_group_of_one_process_trains_like_one_process(cohort, monkeypatch):
 
 
 def test_each_scan_is_mapped_by_exactly_one_process(three, monkeypatch):
-    shares = []
+    shares, scans = [], [str(three / f"s{k}.nii.gz") for k in range(3)]
     for rank in range(4):
         world(monkeypatch, rank, 4)
         workflow = ConfigWorkflow(
@@ -383,8 +383,8 @@ def test_each_scan_is_mapped_by_exactly_one_process(three, monkeypatch):
             logging_file=False, datalist=str(three / "scans.json"), bundle_root=str(BUNDLE), initialize=["$None"],
         )  # fmt: skip
         workflow.initialize()
-        shares += [scan["image"] for scan in workflow.parser.get_parsed_content("dataset::data")]
-    assert sorted(shares) == [str(three / f"s{k}.nii.gz") for k in range(3)]
+        shares += scans[workflow.parser.get_parsed_content("map_scans::share")]
+    assert sorted(shares) == scans
 
 
 def test_a_checkpoint_of_more_steps_an_epoch_goes_on_in_steps_of_this_run():
@@ -446,9 +446,9 @@ def test_two_processes_map_what_one_maps(three):
     options = {"datalist": str(three / "scans.json"), "dwi": None}
     run(["inference.yaml"], weights=str(three / "model.pt"), output_dir=str(three / "one"), **options)
     two_processes(["inference.yaml", "multi_gpu_inference.yaml"], three, output_dir="two", weights="model.pt")
-    one, two = ({path.name for path in (three / folder).iterdir()} for folder in ("one", "two"))
+    one, two = ({path.name for path in (three / folder).glob("[!.]*")} for folder in ("one", "two"))
     assert one == two
-    assert len(one) == 3 * 6 + 1  # with the index of pages
+    assert len(one) == 3 * 6 + 2  # with the index of pages and the summary
     for name in one:
         if name.endswith(".nii.gz"):
             np.testing.assert_allclose(in_ras(three / "two" / name), in_ras(three / "one" / name), rtol=0, atol=1e-6)
