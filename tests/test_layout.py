@@ -13,7 +13,7 @@ ROOT = Path(eqdmri_monai.__file__).parent
 CORE = ["frames", "gradients", "tensors", "symmetry", "groups", "neighbours", "bases", "nn", "networks"]
 ORDER = [
     *CORE, "errors", "options", "files", "transforms", "inferers", "losses", "metrics", "handlers", "statistics",
-    "report", "simulate", "workflow",
+    "report", "simulate", "cohort", "workflow",
 ]  # fmt: skip
 THE_CORE_NEEDS = {"torch", "e3nn"}
 
