@@ -1,0 +1,117 @@
+"""The experiments on points: their laws, and each in a form of seconds or minutes."""
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+SCRIPTS = Path(__file__).parents[1] / "scripts"
+
+
+def script(name: str):
+    spec = importlib.util.spec_from_file_location(name, SCRIPTS / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def run(name, folder, *options) -> list[dict[str, str]]:
+    import csv
+
+    table = folder / "table.csv"
+    command = [sys.executable, "-W", "ignore", str(SCRIPTS / f"{name}.py"), *map(str, options)]
+    command += ["--table", str(table), "--figure", str(folder / "figure.png")]
+    subprocess.run(command, check=True)
+    assert (folder / "figure.png").stat().st_size > 5000
+    return list(csv.DictReader(table.open()))
+
+
+@pytest.fixture(scope="module")
+def springs():
+    return script("springs")
+
+
+def test_a_potential_of_so2_keeps_linear_and_angular_momentum(springs):
+    m, k, state = springs.systems(4, torch.Generator().manual_seed(0))
+    net = springs.LieHamiltonian(springs.SO2(), 8, 1).eval()
+    found = net.motion(m, k, state, 100)
+    for now, before in zip(springs.momenta(found), springs.momenta(state), strict=True):
+        assert (now - before).abs().max() < 1e-10
+    linear, angular = springs.momenta(springs.HFC(16).eval().motion(m, k, state, 100))
+    assert linear.abs().max() > 1e-4  # a network without the symmetry keeps neither
+    assert (angular - springs.momenta(state)[1]).abs().max() > 1e-4
+
+
+def test_the_true_springs_keep_energy_and_momenta(springs):
+    m, k, state = springs.systems(3, torch.Generator().manual_seed(0))
+    q, p = springs.leapfrog(m, state, lambda q: springs.true_force(q, k), 100)
+    for now, before in zip(springs.momenta((q, p)), springs.momenta(state), strict=True):
+        assert (now - before).abs().max() < 1e-12
+    assert state[1].sum(1).abs().max() < 1e-12  # no system drifts away
+
+
+def test_an_unstable_step_is_refused(springs):
+    m, k, state = springs.systems(1, torch.Generator().manual_seed(0))
+    with pytest.raises(ValueError, match=r"unstable at a step of 0\.01 s"):
+        springs.leapfrog(m, state, lambda q: 1e6 * springs.true_force(q, k), 100)
+
+
+def test_the_physics_that_is_learned_is_that_of_newton():
+    physics = script("point_physics")
+    masses, places = physics.cloud(5, torch.Generator().manual_seed(0))
+    masses, places = masses.double(), places.double()
+    pull = physics.acceleration(masses, places)
+    torch.testing.assert_close((masses * pull).sum(2), torch.zeros(1, 3), atol=1e-12, rtol=0)  # Newton's third law
+    offset = places[0] - places[0, 0]
+    tensor = (
+        masses[0, 0, :, None, None]
+        * (offset.square().sum(1)[:, None, None] * torch.eye(3) - offset[:, :, None] * offset[:, None])
+    ).sum(0)
+    found = physics.inertia(masses, places)[0, :, 0]
+    torch.testing.assert_close(found[0], tensor.trace() / 3)
+    anisotropic = tensor - tensor.trace() / 3 * torch.eye(3)
+    torch.testing.assert_close(found[1:].square().sum(), 7.5 * anisotropic.square().sum())  # component normalisation
+
+
+@pytest.mark.slow
+def test_shapes_of_points_are_recognised_in_all_rotations(tmp_path):
+    rows = run("point_shapes", tmp_path, "--seeds", 1, "--rotations", 100)
+    assert float(rows[0]["accuracy"]) == 100.0
+    assert float(rows[0]["chiral_pair"]) == 100.0
+    assert float(rows[1]["chiral_pair"]) == 50.0  # scalars alone cannot tell mirror images apart
+
+
+@pytest.mark.slow
+def test_gravity_and_inertia_are_learned(tmp_path):
+    rows = run("point_physics", tmp_path, "--steps", 500, "--inertia-steps", 500)
+    assert all(float(row["error_up_to_10"]) < 0.2 for row in rows)
+
+
+@pytest.mark.slow
+def test_springs_are_learned(tmp_path):
+    rows = run("springs", tmp_path, "--trajectories", 50, "--epochs", 60, "--test", 20)
+    error = {row["model"]: float(row["mse_piece"]) for row in rows}
+    assert error["HLieConv-SO2*"] < error["FC"]
+    assert float(rows[0]["angular_drift"]) < 1e-10
+
+
+@pytest.mark.slow
+def test_digits_are_learned(tmp_path, data):
+    options = ["--data", data, "--groups", "SO2", "--train", 500, "--test", 200, "--epochs", 2, "--channels", 32]
+    rows = run("rotmnist", tmp_path, *options)
+    assert float(rows[0]["error_turned"]) < 70  # chance is 90 %
+
+
+@pytest.mark.slow
+def test_bundles_are_found_in_any_pose(tmp_path):
+    subprocess.run(
+        [sys.executable, str(SCRIPTS / "make_tractograms.py"), "--folder", str(tmp_path / "heads")], check=True
+    )
+    options = ["--folder", tmp_path / "heads", "--steps", 60, "--heads", 1, "--poses", 5, "--slow-poses", 1]
+    rows = {row["method"]: row for row in run("bundles", tmp_path, *options, "--methods", "StreamlineNet", "MDF")}
+    assert float(rows["StreamlineNet"]["same_labels"]) == 1.0
+    assert float(rows["StreamlineNet"]["logit_change_64"]) < 1e-9
+    assert float(rows["MDF"]["upright"]) > 0.99 > 0.6 > float(rows["MDF"]["turned"])
