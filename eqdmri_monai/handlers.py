@@ -1,6 +1,11 @@
 """Ignite handlers: training that can be stopped and resumed, in one process or in several, and what a run shows."""
 
+import signal
 import sys
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from types import FrameType
 from typing import ClassVar
 
 import ignite.distributed as idist
@@ -9,7 +14,10 @@ from ignite.handlers import ProgressBar
 from monai.engines import SupervisedEvaluator
 from monai.engines.utils import IterationEvents
 from monai.utils import set_determinism
+from torch import nn
 from tqdm import tqdm
+
+from eqdmri_monai.files.checkpoints import save_whole
 
 
 class SeedEpochs:
@@ -53,6 +61,141 @@ class OwnEpochLength:
         state, length = engine.state, len(engine.data_loader)
         if state.epoch_length != length:
             state.epoch_length, state.iteration = length, state.epoch * length
+
+
+class SaveCheckpoint:
+    """Save all that a run needs to go on, in one file: when it starts, after every so many epochs, and at its end.
+
+    The file is replaced by the next one once that is whole, and never by weights that are not finite. It holds whole
+    epochs: where a run ends within one, what is saved is the end of the one before.
+
+    (ignite's `Checkpoint` removes a file before it writes the next one of the same name.)
+
+    Parameters
+    ----------
+    path : path
+    objects : mapping
+        What has a ``state_dict``, by name; "network" is one of them.
+    interval : int
+        Epochs between saves.
+    """
+
+    def __init__(self, path: str | Path, objects: Mapping[str, object], *, interval: int = 1):
+        self.path, self.objects, self.interval = Path(path), objects, interval
+        self.epoch: int | None = None  # of what was saved last
+
+    def attach(self, engine: Engine) -> None:
+        """Register with a trainer, after what loads a checkpoint, validates, or changes the learning rate."""
+        engine.add_event_handler(Events.STARTED, self)
+        engine.add_event_handler(Events.EPOCH_COMPLETED(every=self.interval), self)
+        engine.add_event_handler(Events.COMPLETED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """Save, unless that is done or the run is within an epoch.
+
+        Raises
+        ------
+        ValueError
+            When weights are not finite, or the file cannot be written.
+        """
+        state = engine.state
+        if state.epoch == self.epoch or state.iteration != state.epoch * state.epoch_length:
+            return
+        if not all(value.isfinite().all() for value in self.objects["network"].state_dict().values()):
+            raise ValueError(
+                f"epoch {state.epoch}: the weights are not finite any more, so {self.path} stays as it was; lower "
+                "--learning_rate"
+            )
+        save_whole({name: thing.state_dict() for name, thing in self.objects.items()}, self.path)
+        self.epoch = state.epoch
+
+
+class SaveBest:
+    """Save the weights when a validation's key metric is better than all before, those before a resume among them.
+
+    Parameters
+    ----------
+    path : path
+        The file is replaced by the next one once that is whole.
+    network : Module
+    minimize : bool
+        Whether less is better, as of an error.
+    """
+
+    def __init__(self, path: str | Path, network: nn.Module, *, minimize: bool = False):
+        self.path, self.network, self.sign = Path(path), network, -1 if minimize else 1
+        self.best = -float("inf")
+
+    def attach(self, engine: Engine) -> None:
+        """Register with an evaluator."""
+        engine.add_event_handler(Events.COMPLETED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """Save, where the metric is better; a metric that is no number counts as worst."""
+        score = self.sign * float(engine.state.metrics[engine.state.key_metric_name])
+        if score > self.best or self.best == -float("inf"):
+            save_whole(self.network.state_dict(), self.path)
+            self.best = max(self.best, score)
+
+    def state_dict(self) -> dict[str, float]:
+        """Return what a checkpoint keeps: the best score."""
+        return {"best": self.best}
+
+    def load_state_dict(self, state: Mapping[str, float]) -> None:
+        """Take up the best score where its weights are there; in another folder the run looks for the best anew."""
+        if self.path.is_file():
+            self.best = state["best"]
+
+
+class StopBySignal:
+    """End a run on SIGTERM or Ctrl-C with one line that says how to go on.
+
+    Parameters
+    ----------
+    checkpoint : SaveCheckpoint
+    """
+
+    SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+    def __init__(self, checkpoint: SaveCheckpoint):
+        self.checkpoint = checkpoint
+        self.before: dict[int, object] = {}
+
+    def attach(self, engine: Engine) -> None:
+        """Register with a trainer."""
+        self.engine = engine
+        engine.add_event_handler(Events.STARTED, self.listen)
+        engine.add_event_handler(Events.COMPLETED, self.leave)
+        engine.add_event_handler(Events.EXCEPTION_RAISED, self.leave_with)
+
+    def listen(self) -> None:
+        """Take over the signals; only the main thread may."""
+        if threading.current_thread() is threading.main_thread():
+            self.before = {number: signal.signal(number, self.stop) for number in self.SIGNALS}
+
+    def leave(self) -> None:
+        """Give the signals back."""
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+        self.before = {}
+
+    def leave_with(self, engine: Engine, error: BaseException) -> None:
+        """Give the signals back and let an error pass."""
+        self.leave()
+        raise error
+
+    def stop(self, number: int, frame: FrameType | None) -> None:
+        """End the process."""
+        state = self.engine.state
+        self.leave()
+        if idist.get_rank() == 0:
+            print(
+                f"\n{signal.Signals(number).name}: {self.checkpoint.epoch} of {state.max_epochs} epochs are in "
+                f"{self.checkpoint.path}; repeat the command with --resume auto to go on",
+                file=sys.stderr,
+                flush=True,
+            )
+        raise SystemExit(128 + number)  # as a shell counts it
 
 
 class LossProgressBar:

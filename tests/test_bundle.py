@@ -17,7 +17,6 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from ignite.engine import Engine
 from monai.bundle import ConfigParser, ConfigWorkflow, verify_metadata
 from monai.networks.nets import UNet
 from monai.transforms import CastToTyped, Compose
@@ -27,7 +26,6 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from eqdmri_monai.files.nifti import write_nifti
 from eqdmri_monai.files.tables import write_fsl
 from eqdmri_monai.gradients import GradientTable
-from eqdmri_monai.handlers import OwnEpochLength
 from eqdmri_monai.metrics import scan_scores
 from eqdmri_monai.networks import PQNet
 from eqdmri_monai.simulate import make_phantom, single_shell
@@ -210,8 +208,7 @@ def train(cohort, output, overlays=(), **options):
     return run(
         ["train.yaml", *overlays],
         datalist=str(cohort / "scans.json"),
-        output_dir=str(cohort / output),
-        **{"crop_size": [8, 8, 8], "epochs": 4, "val_interval": 4, "save_interval": 1} | options,
+        **{"output_dir": str(cohort / output), "crop_size": [8, 8, 8], "epochs": 4, "val_interval": 4} | options,
     )
 
 
@@ -226,6 +223,49 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(cohort, workers):
     a, b = (torch.load(cohort / run / "models" / "model.pt", weights_only=True) for run in ("unbroken", "broken"))
     for name, value in a.items():
         torch.testing.assert_close(b[name], value, rtol=0, atol=1e-6)
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def test_a_training_never_touches_another_one(cohort, monkeypatch):
+    """Whatever is mistaken, not one byte changes in the folder of a finished run."""
+    short = {"epochs": 1, "val_interval": 1}
+    train(cohort, "done", **short)
+    train(cohort, "other", **short)
+    (cohort / "half.pt").write_bytes((cohort / "other" / "models" / "checkpoint.pt").read_bytes()[:-999])
+    before = contents(cohort)
+    elsewhere = {"output_dir": str(cohort / "new")}
+    mistakes = {
+        r"checkpoint.pt: belongs to another training; go on with it by --resume auto, or choose another --output_": {},
+        r"none.pt: no such file; --resume auto": {"resume": "none.pt"},
+        r"other/models/checkpoint.pt: going on from it would replace .*done/models/checkpoint.pt": {
+            "resume": "other/models/checkpoint.pt"
+        },
+        r"done/models/checkpoint.pt: weights of another network": {
+            "resume": "auto",
+            "network_def#irreps_pq": ["3x0e+1x1e"],
+        },
+        r"half.pt: not a file of weights, or damaged": elsewhere | {"resume": "half.pt"},
+        r"done/models/model.pt: no checkpoint of a training": elsewhere | {"resume": "done/models/model.pt"},
+    }
+    monkeypatch.chdir(cohort)
+    for words, options in mistakes.items():
+        with pytest.raises((RuntimeError, ValueError, FileNotFoundError)) as error:
+            train(cohort, "done", **short | options)
+        assert re.search(words, str(cause(error.value))), cause(error.value)
+        assert contents(cohort) == before
+
+
+def test_a_run_goes_on_in_another_folder_where_it_looks_for_its_best_weights_anew(cohort):
+    train(cohort, "first", epochs=2, val_interval=1, **{"train#trainer#max_epochs": 1})
+    checkpoint = cohort / "first" / "models" / "checkpoint.pt"
+    before = contents(cohort / "first")
+    train(cohort, "second", epochs=2, val_interval=1, resume=str(checkpoint))
+    assert contents(cohort / "first") == before
+    assert torch.load(cohort / "second" / "models" / "checkpoint.pt")["trainer"]["iteration"] == 4
+    assert (cohort / "second" / "models" / "model.pt").is_file()
 
 
 def test_cached_scans_are_right_to_a_thousandth_and_no_step_writes_into_them(cohort):
@@ -387,20 +427,9 @@ def test_each_scan_is_mapped_by_exactly_one_process(three, monkeypatch):
     assert sorted(shares) == scans
 
 
-def test_a_checkpoint_of_more_steps_an_epoch_goes_on_in_steps_of_this_run():
-    seen = []
-    trainer = Engine(lambda engine, batch: seen.append(batch))
-    trainer.data_loader = range(3)
-    trainer.load_state_dict({"epoch": 2, "epoch_length": 7, "max_epochs": 4})
-    OwnEpochLength().attach(trainer)
-    trainer.run(trainer.data_loader)
-    assert seen == 2 * [0, 1, 2]
-    assert trainer.state.iteration == 4 * 3
-
-
 @pytest.mark.slow
 def test_two_processes_train_and_one_goes_on(three):
-    options = {"crop_size": [8, 8, 8], "val_interval": 2, "save_interval": 1}
+    options = {"crop_size": [8, 8, 8], "val_interval": 2}
     two_processes(["train.yaml", "multi_gpu_train.yaml"], three, output_dir="run", epochs=2, **options)
     assert len(losses(three / "run")) == 2 * 2  # 3 scans in 2 processes
     assert len(list((three / "run" / "tensorboard").iterdir())) == 2  # of the trainer and of the validation, once each

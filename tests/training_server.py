@@ -1,0 +1,71 @@
+"""A process that has imported everything, and trains in forks of itself, so that a killed run costs no imports.
+
+Each line of its input is a JSON dictionary of a training's options, of a file for what it prints ("log"), and of when
+to send which signal ("after" seconds, or "until" there is a file; "signal"). The answer is the exit code, negative for
+a signal.
+"""
+
+import json
+import os
+import sys
+import time
+import warnings
+from pathlib import Path
+
+import torch
+import torch.utils.tensorboard
+from monai.bundle import ConfigWorkflow
+
+import eqdmri_monai.inferers
+import eqdmri_monai.losses
+import eqdmri_monai.metrics
+import eqdmri_monai.networks
+import eqdmri_monai.transforms  # noqa: F401
+
+CONFIGS = Path(__file__).parents[1] / "bundle" / "configs"
+
+
+def train(options: dict, log: str) -> int:
+    """Train as the command does, and return its exit code."""
+    with Path(log).open("w") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    warnings.simplefilter("ignore")
+    try:
+        workflow = ConfigWorkflow(str(CONFIGS / "train.yaml"), logging_file=False, workflow_type="train", **options)
+        for step in (workflow.initialize, workflow.run, workflow.finalize):
+            step()
+    except SystemExit as end:
+        return end.code
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+        return 1
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    return 0
+
+
+def watched(child: int, number: int | None, after: float, until: str | None) -> int:
+    """Send a signal to a child when it is time, unless it has ended by then, and return its exit code."""
+    start = time.monotonic()
+    while number is not None and os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+        if Path(until).is_file() if until else time.monotonic() - start > after:
+            os.kill(child, number)  # not waited for yet, so its number is its own
+            break
+        time.sleep(0.002)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    for line in sys.stdin:
+        task = json.loads(line)
+        child = os.fork()
+        if child == 0:
+            os._exit(train(task["options"], task["log"]))
+        print(watched(child, task.get("signal"), task.get("after", 0.0), task.get("until")), flush=True)
+
+
+if __name__ == "__main__":
+    main()
