@@ -5,6 +5,7 @@ to send which signal ("after" seconds, or "until" there is a file; "signal"). Th
 a signal.
 """
 
+import importlib
 import json
 import os
 import sys
@@ -13,14 +14,13 @@ import warnings
 from pathlib import Path
 
 import torch
-import torch.utils.tensorboard
 from monai.bundle import ConfigWorkflow
 
-import eqdmri_monai.inferers
-import eqdmri_monai.losses
-import eqdmri_monai.metrics
-import eqdmri_monai.networks
-import eqdmri_monai.transforms  # noqa: F401
+from eqdmri_monai.errors import one_line_errors
+
+for room in ("networks", "transforms", "inferers", "losses", "metrics"):  # what the config names
+    importlib.import_module(f"eqdmri_monai.{room}")
+importlib.import_module("torch.utils.tensorboard")
 
 CONFIGS = Path(__file__).parents[1] / "bundle" / "configs"
 
@@ -30,6 +30,7 @@ def train(options: dict, log: str) -> int:
     with Path(log).open("w") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
+    one_line_errors()
     warnings.simplefilter("ignore")
     try:
         workflow = ConfigWorkflow(str(CONFIGS / "train.yaml"), logging_file=False, workflow_type="train", **options)
