@@ -238,7 +238,7 @@ def test_a_training_never_touches_another_one(cohort, monkeypatch):
     before = contents(cohort)
     elsewhere = {"output_dir": str(cohort / "new")}
     mistakes = {
-        r"checkpoint.pt: belongs to another training; go on with it by --resume auto, or choose another --output_": {},
+        r"checkpoint.pt: a training before this one wrote it; go on with --resume auto, or cho": {},
         r"none.pt: no such file; --resume auto": {"resume": "none.pt"},
         r"other/models/checkpoint.pt: going on from it would replace .*done/models/checkpoint.pt": {
             "resume": "other/models/checkpoint.pt"

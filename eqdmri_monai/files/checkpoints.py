@@ -64,8 +64,8 @@ def checkpoint_to_resume(
         resume = checkpoint if there == checkpoint else None
     if resume is None:
         if there is not None:
-            go_on = "go on with it by --resume auto, or " if there == checkpoint else ""
-            raise ValueError(f"{there}: belongs to another training; {go_on}choose another --output_dir")
+            go_on = "go on with --resume auto, or " if there == checkpoint else ""
+            raise ValueError(f"{there}: a training before this one wrote it; {go_on}choose another --output_dir")
         return None
     resume = Path(resume)
     if not resume.is_file():
