@@ -2,10 +2,12 @@
 # make demo       the main job on a simulated scan, or on yours: make demo DWI=scan.nii.gz
 # make test       linter and tests
 # make test-slow  the tests that take minutes; some need real scans (EQDMRI_DATA)
+# make study      the study of scanners never seen, from its cohort on: make study DATA=folder/of/scans
 PYTHON ?= python3
+STEPS ?= 400
 BIN := .venv/bin
 
-.PHONY: all demo test test-slow clean
+.PHONY: all demo test test-slow study clean
 
 all: .venv/installed
 
@@ -24,6 +26,12 @@ test: all
 
 test-slow: all
 	$(BIN)/python -m pytest -m slow
+
+# results/study holds what is finished; a run that has its line there is not done again. STEPS=20000 is the long form.
+study: all
+	$(BIN)/python scripts/make_cohort.py study/cohort --data $(DATA)
+	$(BIN)/python scripts/study.py study --steps $(STEPS)
+	$(BIN)/python scripts/study_report.py
 
 clean:
 	rm -rf .venv demo dist

@@ -9,16 +9,18 @@ lie in it.
 import argparse
 import json
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import torch
 from dipy.segment.mask import median_otsu
 
 from eqdmri_monai.files.nifti import write_nifti
 from eqdmri_monai.files.tables import read_table, write_fsl
 from eqdmri_monai.files.writing import output_folder, written_whole
-from eqdmri_monai.gradients import GradientTable
+from eqdmri_monai.gradients import GradientTable, spread_subset
 from eqdmri_monai.simulate.cohort import Scan, draw_lesions, implanted, simulated
 from eqdmri_monai.simulate.head import Head, fit_head
 from eqdmri_monai.simulate.shapes import ms_shapes, stroke_shapes
@@ -38,6 +40,7 @@ HEADS = {
         ],
     ),
 }
+SCHEMES = ("6", "10", "12", "15", "signs", "shuffled")  # numbers: so many well-spread directions
 LESIONS = 12, 30  # of a scan
 WITHOUT = 0.2  # share of simulated scans without a lesion
 # rows of the stroke lesions, patients of the multiple-sclerosis ones; thresholds are chosen with the shapes of testing
@@ -66,7 +69,7 @@ def main() -> None:
             scan = cohort.scan(row)
             write(folder / "scans" / row["name"], scan)
             with written_whole(file) as part:
-                part.write_text(json.dumps(row | {"lesions": table(scan)}))
+                part.write_text(json.dumps(row | {"lesions": known_lesions(scan)}))
             print(row["name"], flush=True)
         rows.append(json.loads(file.read_text()))
     with written_whole(folder / "scans.json") as part:
@@ -77,11 +80,11 @@ def plan(*, implanted: int, simulated: int, sets: int) -> list[dict]:
     """Return what is to be made, one row a scan; the most needed first."""
     rows = []
 
-    def add(head: str, world: tuple[str, ...], view: str, section: str, kind: str, number: int) -> None:
-        name = f"{section}_{kind}_{head}_{Path(view).name}_{number}"
+    def add(head: str, world: tuple[str, ...], view: str, section: str, kind: str, number: int, scheme="") -> None:
+        name = f"{section}_{kind}_{head}_{Path(view).name}_{number}{scheme and '_' + scheme}"
         rows.append(
             {"name": name, "head": head, "scanner": HEADS[head][0], "view": view, "world": world[0],
-             "section": section, "kind": kind, "number": number}
+             "section": section, "kind": kind, "number": number, "scheme": scheme}
         )  # fmt: skip
 
     for head, (_, worlds) in HEADS.items():
@@ -92,6 +95,8 @@ def plan(*, implanted: int, simulated: int, sets: int) -> list[dict]:
             for k in range(sets):
                 add(head, world, view, "testing", "implanted", k)
         add(head, *views[0], "choice", "implanted", 0)
+        for scheme in SCHEMES:
+            add(head, *views[0], "schemes", "implanted", 0, scheme)
         for k in range(implanted):
             add(head, *views[k % len(views)], "training", "implanted", k)
     for k in range(simulated):
@@ -111,15 +116,20 @@ class Cohort:
     def scan(self, row: dict) -> Scan:
         """Return one scan; it depends on its row and the seed alone."""
         dwi, table, head = self.measured(row["view"])
-        names = [row["section"], row["kind"], row["head"] if row["kind"] == "simulated" else row["world"]]
+        # other schemes are of the same lesions as the first set for testing
+        names = [
+            "testing" if row["scheme"] else row["section"],
+            row["kind"],
+            row["head"] if row["kind"] == "simulated" else row["world"],
+        ]
         rng = np.random.default_rng([self.seed, row["number"], *"/".join(names).encode()])
         number = int(rng.integers(*LESIONS, endpoint=True))
         if row["kind"] == "healthy":
             return implanted(dwi, table, head, [])
-        shapes = self.lesion_shapes(row["section"])
+        shapes = self.lesion_shapes("testing" if row["scheme"] else row["section"])
         if row["kind"] == "implanted":
             first = self.measured(row["world"])[2]  # whose lesions the other fields of view get too
-            return implanted(dwi, table, head, draw_lesions(first, shapes, rng, number))
+            return other_scheme(implanted(dwi, table, head, draw_lesions(first, shapes, rng, number)), row["scheme"])
         return simulated(head, shapes, rng, 0 if rng.random() < WITHOUT else number)
 
     def measured(self, view: str) -> tuple[np.ndarray, GradientTable, Head]:
@@ -145,7 +155,24 @@ class Cohort:
         return self.shapes[section]
 
 
-def table(scan: Scan) -> list[dict]:
+def other_scheme(scan: Scan, scheme: str) -> Scan:
+    """Return a scan with some of its volumes, or with their signs or order changed, by a name of `SCHEMES`."""
+    if not scheme:
+        return scan
+    volumes, table = torch.arange(len(scan.table)), scan.table
+    if scheme.isdigit():
+        weighted = (~table.b0_mask).nonzero().flatten()
+        kept = spread_subset(table.q[weighted], min(int(scheme), len(weighted)))
+        volumes = torch.cat([table.b0_mask.nonzero().flatten(), weighted[kept]])
+    elif scheme == "shuffled":
+        volumes = torch.from_numpy(np.random.default_rng(0).permutation(len(table)))
+    elif scheme == "signs":
+        signs = torch.from_numpy(np.random.default_rng(0).choice([-1.0, 1.0], len(table)))
+        table = GradientTable(table.bvals, table.bvecs * signs[:, None])
+    return replace(scan, dwi=scan.dwi[..., volumes.numpy()], table=table[volumes])
+
+
+def known_lesions(scan: Scan) -> list[dict]:
     """Return the lesions that the label shows: their number, strength, region, and volume in ml."""
     voxel_ml = abs(np.linalg.det(scan.affine[:3, :3])) / 1000
     voxels = np.bincount(scan.lesion.ravel(), minlength=len(scan.lesions) + 1)

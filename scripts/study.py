@@ -1,7 +1,9 @@
 """The study: every contender is trained with one scanner left out and scored on that scanner's heads, in turn.
 
     python scripts/make_cohort.py study/cohort --data folder/of/scans
-    python scripts/study.py study --steps 400          # short form, two cores; --steps 20000 is the long one, on a GPU
+    python scripts/study.py study --steps 400   # short form, two cores; --steps 20000 is the long one, on a GPU
+    python scripts/study.py study --steps 20000 --contenders pq_unet --left_out none   # weights to ship: all heads
+    python scripts/study.py study --schemes   # what was trained, on the same heads with other gradient schemes
 
 What to do is in configs/study/plan.yaml. Each finished run adds a line to results/study/runs.csv, and one for each
 scan to scans.csv; a run that has its line is not done again, and one that was cut off goes on from its checkpoint.
@@ -11,9 +13,12 @@ those left out.
 
 import argparse
 import csv
+import itertools
 import json
 import math
+import os
 import pickle
+import resource
 import subprocess
 import sys
 import time
@@ -41,13 +46,17 @@ SIZES = {"small": (0, 0.2), "middle": (0.2, 1.0), "large": (1.0, math.inf)}  # m
 
 @dataclass(frozen=True)
 class Run:
-    """One training: a contender, its data, the scanner left out, a seed, and how many steps."""
+    """One training: a contender, its data, the scanner left out, a seed, how many steps, and how long ones.
+
+    The learning rate is that of the contender's config where it is "own".
+    """
 
     contender: str
     data: str
     left_out: str
     seed: int
     steps: int
+    learning_rate: str = "own"
 
     @property
     def name(self) -> str:
@@ -63,27 +72,36 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=400, help="of training, each of four crops of one scan")
     parser.add_argument("--contenders", nargs="*", help="these alone")
     parser.add_argument("--left_out", nargs="*", help="these scanners alone")
+    parser.add_argument("--schemes", action="store_true", help="score finished runs on other schemes: schemes.csv")
     parser.add_argument("--set", nargs="*", default=[], help="of the configs, such as crops=8 amp=True; in every run")
     options = parser.parse_args()
 
     rows = json.loads((options.folder / "cohort" / "scans.json").read_text())
     options.results.mkdir(parents=True, exist_ok=True)
-    for run in planned(options.plan, sorted({row["scanner"] for row in rows}), options.steps):
-        wanted = run.contender in (options.contenders or [run.contender])
-        wanted &= run.left_out in (options.left_out or [run.left_out])
-        if wanted and not finished(run, options.results / "runs.csv"):
-            print(f"{time.strftime('%H:%M')} {run.name}", flush=True)
-            do(run, rows, options.folder, options.results, dict(word.split("=", 1) for word in options.set))
+    scanners = options.left_out or sorted({row["scanner"] for row in rows})
+    settings = dict(word.split("=", 1) for word in options.set)
+    for run in planned(options.plan, scanners, options.steps):
+        if run.contender not in (options.contenders or [run.contender]):
+            continue
+        if finished(run, options.results / ("schemes.csv" if options.schemes else "runs.csv")):
+            continue
+        if options.schemes and not finished(run, options.results / "runs.csv"):
+            continue
+        print(f"{time.strftime('%H:%M')} {run.name}", flush=True)
+        do(run, rows, options.folder, options.results, settings, schemes=options.schemes)
 
 
 def planned(plan: Path, scanners: list[str], steps: int) -> Iterator[Run]:
-    """Yield the runs of a plan."""
+    """Yield the runs of a plan; each once, though it may answer several questions."""
+    seen = set()
     for line in yaml.safe_load(plan.read_text()):
-        for seed in line["seeds"]:
-            for data in line["data"]:
-                for contender in line["contenders"]:
-                    for scanner in scanners:
-                        yield Run(contender, data, scanner, seed, steps)
+        rates = [str(rate) for rate in line.get("learning_rates", ["own"])]
+        for words in itertools.product(line["seeds"], line["data"], rates, line["contenders"], scanners):
+            seed, data, rate, contender, scanner = words
+            run = Run(contender, data, scanner, seed, steps, rate)
+            if run not in seen:
+                seen.add(run)
+                yield run
 
 
 def finished(run: Run, file: Path) -> bool:
@@ -119,46 +137,54 @@ def training_rows(rows: list[dict], run: Run) -> list[dict]:
     return rows
 
 
-def do(run: Run, rows: list[dict], folder: Path, results: Path, options: dict[str, str]) -> None:
+def do(run: Run, rows: list[dict], folder: Path, results: Path, options: dict[str, str], *, schemes: bool) -> None:
     """Train, predict, score, and write the lines."""
     out = folder / "runs" / run.name
     out.mkdir(parents=True, exist_ok=True)
+    section = "schemes" if schemes else "testing"
     scans = {
         "training": training_rows(rows, run),
         "validation": [row for row in rows if row["section"] == "choice" and row["scanner"] != run.left_out],
-        "testing": [row for row in rows if row["section"] == "testing" and row["scanner"] == run.left_out],
+        section: [row for row in rows if row["section"] == section and row["scanner"] == run.left_out],
     }
     datalist = out / "scans.json"
     with written_whole(datalist) as part:
         part.write_text(json.dumps({key: [files(row, folder) for row in value] for key, value in scans.items()}))
-    start = time.monotonic()
     options = options | {
         "bundle_root": str(ROOT / "bundle"), "datalist": str(datalist.absolute()), "seed": str(run.seed),
         "cache": str((folder / "prepared").absolute()),
     }  # fmt: skip
-    network, config = trained(run, options, out, len(scans["training"]))
-    training_seconds = time.monotonic() - start
+    if run.learning_rate != "own":
+        options["learning_rate"] = run.learning_rate
+    network, config, costs = trained(run, options, out, len(scans["training"]))
     network.eval()
 
     choice = [predict(network, config, folder, row) for row in scans["validation"]]
     calibrate, threshold = chosen(choice)
     scored, seconds = [], []
-    for row in scans["testing"]:
+    for row in scans[section]:
         start = time.monotonic()
         prediction = predict(network, config, folder, row)
         seconds.append(time.monotonic() - start)
         scored.append(asdict(run) | score(row, prediction, folder, calibrate, threshold))
+    if schemes:
+        for row in scored:
+            append(results / "schemes.csv", row)
+        return
     summary = asdict(run) | {
         "scans": len(scans["training"]),
         "parameters": sum(p.numel() for p in network.parameters()),
-        "training_seconds": round(training_seconds),
-        "seconds_per_scan": round(float(np.mean(seconds)), 1),
+        **costs,
         "threshold": threshold,
         "choice_average_precision": np.mean([ranking("average_precision", p[b], t[b]) for p, t, b in choice]),
     }
-    for row in scored:
-        append(results / "scans.csv", row)
-    append(results / "runs.csv", summary | over_heads(scored))
+    if scored:  # not where no scanner is left out
+        for row in scored:
+            append(results / "scans.csv", row)
+        summary |= {"seconds_per_scan": round(float(np.mean(seconds)), 1)} | over_heads(scored)
+        append(results / "runs.csv", summary)
+    else:
+        (out / "summary.json").write_text(json.dumps(summary, indent=1))
 
 
 def files(row: dict, folder: Path) -> dict:
@@ -167,34 +193,41 @@ def files(row: dict, folder: Path) -> dict:
     return {"image": f"{stem}.nii", "label": f"{stem}_lesion.nii.gz", "brain_mask": f"{stem}_brain.nii.gz"}
 
 
-def trained(run: Run, options: dict[str, str], out: Path, scans: int) -> tuple[nn.Module, ConfigParser]:
-    """Return the trained network, and its config."""
+def trained(run: Run, options: dict[str, str], out: Path, scans: int) -> tuple[nn.Module, ConfigParser, dict]:
+    """Return the trained network, its config, and what training took: seconds, and memory in GB at most.
+
+    Of a training that was cut off and went on, the seconds are those of its last part.
+    """
     names = [ROOT / "bundle/configs/train.yaml", CONFIGS / "study.yaml", CONFIGS / f"{run.contender}.yaml"]
-    names = [
-        str(name) for name in names if yaml.safe_load(name.read_text())
-    ]  # the bundle's own network changes nothing
+    names = [str(name) for name in names if yaml.safe_load(name.read_text())]  # pqnet.yaml changes nothing
     config = ConfigParser()
     config.read_config(names)
     config.update({key: yaml.safe_load(value) for key, value in options.items()})
     config.get_parsed_content("imports")
+    done, start = out / "finished.json", time.monotonic()
     if "trees" in config:
-        return Trees(grown(config, out, run.seed)), config
-    epochs = math.ceil(run.steps / scans)
-    if not (out / "finished").exists():
+        network = Trees(grown(config, out, run.seed))
+        usage = resource.getrusage(resource.RUSAGE_SELF)
+    elif not done.exists():
+        epochs = math.ceil(run.steps / scans)
         settings = options | {"output_dir": str(out.absolute()), "epochs": epochs, "save_interval": max(1, epochs // 8)}
         if begun := checkpoints(out):
             settings["resume"] = str(begun[-1].absolute())
+        words = [word for key, value in settings.items() for word in (f"--{key}", str(value))]
+        command = [sys.executable, "-W", "ignore", "-m", "monai.bundle", "run", "--config_file", str(names), *words]
         with (out / "log.txt").open("a") as log:
-            subprocess.run(
-                [sys.executable, "-W", "ignore", "-m", "monai.bundle", "run", "--config_file", str(names)]
-                + [word for key, value in settings.items() for word in (f"--{key}", str(value))],
-                check=True, stdout=log, stderr=log,
-            )  # fmt: skip
-        (out / "finished").touch()
-    network = config.get_parsed_content("network_def")
-    weights = torch.load(checkpoints(out)[-1], map_location="cpu", weights_only=False)
-    network.load_state_dict(weights["network"] if "network" in weights else weights)
-    return network, config
+            process = subprocess.Popen(command, stdout=log, stderr=log)
+            _, status, usage = os.wait4(process.pid, 0)
+        if status:
+            raise RuntimeError(f"{run.name}: the training failed; see {out / 'log.txt'}")
+    if not done.exists():
+        seconds, memory = round(time.monotonic() - start), round(usage.ru_maxrss / 1e6, 2)  # kB, as Linux counts
+        done.write_text(json.dumps({"training_seconds": seconds, "training_gb": memory}))
+    if "trees" not in config:
+        network = config.get_parsed_content("network_def")
+        weights = torch.load(checkpoints(out)[-1], map_location="cpu", weights_only=False)
+        network.load_state_dict(weights["network"] if "network" in weights else weights)
+    return network, config, json.loads(done.read_text())
 
 
 def checkpoints(out: Path) -> list[Path]:
@@ -288,7 +321,7 @@ def score(row: dict, prediction: tuple[np.ndarray, ...], folder: Path, calibrate
     numbers = nib.load(folder / "cohort" / "scans" / f"{row['name']}_numbers.nii.gz")
     voxel_ml = float(np.prod(numbers.header.get_zooms()[:3])) / 1000
     numbers = np.asarray(numbers.dataobj) * brain
-    out = {key: row[key] for key in ("head", "view", "kind", "number")}
+    out = {key: row.get(key, "") for key in ("head", "view", "kind", "number", "scheme")}
     out |= scan_scores(probability, label, brain, voxel_ml=voxel_ml, threshold=threshold)
     out["calibration_error"] = calibration_error(probability[brain], label[brain])
     classes = {strength: lambda lesion, s=strength: lesion["strength"] == s for strength in STRENGTHS}

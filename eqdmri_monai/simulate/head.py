@@ -9,6 +9,7 @@ at others; θ = 0 is the plain tensor model. One shell cannot tell f from D, so 
 tissue's mean diffusivity is one that tissue has.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from scipy import ndimage
 
 from eqdmri_monai.files.writing import written_whole
 from eqdmri_monai.gradients import GradientTable
+from eqdmri_monai.simulate.lesions import LesionEffect, tensor_change
 from eqdmri_monai.simulate.signal import FLUID
 
 # 3θ = 1.05 is the mean kurtosis of white matter (Jensen and Helpern 2010, doi:10.1002/nbm.1518). With it, the mean
@@ -192,15 +194,13 @@ def regions(head: Head) -> dict[str, np.ndarray]:
     }
 
 
-def with_lesions(head: Head, weights_and_effects) -> Head:
+def with_lesions(head: Head, lesions: Iterable[tuple[np.ndarray, LesionEffect]]) -> Head:
     """Return a head with lesions: pairs of a weight (X, Y, Z), the share of each voxel that is lesion, and an effect.
 
     In the share of a voxel that is tissue, S0 rises by ``effect.gain`` and the tensor changes by `tensor_change`.
     """
-    from eqdmri_monai.simulate.lesions import tensor_change
-
     S0, tensor = head.S0.copy(), head.tensor.copy()
-    for weight, effect in weights_and_effects:
+    for weight, effect in lesions:
         inside = weight > 0
         w = weight[inside] * (1 - head.fluid[inside])
         S0[inside] *= 1 + effect.gain * w

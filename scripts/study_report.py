@@ -1,0 +1,205 @@
+"""Tables and figures of the study, out of results/study: writes docs/study/*.png and the tables in docs/study.md.
+
+The page's tables stand between two comments, and are replaced; what is written around them stays. Means are over heads,
+each head counting once; intervals are of 95 % over heads, by Student's t.
+"""
+
+import argparse
+import csv
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from scipy import stats
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+ROOT = Path(__file__).resolve().parents[1]
+BEGIN, END = "<!-- tables: written by scripts/study_report.py -->", "<!-- end of tables -->"
+HEADS = ("bangalore", "vanderbilt", "elition", "siemens", "toshiba", "canon")
+FIRST_VIEWS = {"toshiba": "dwi_toshiba12_rotated/ortho", "canon": "dwi_canon12_rotated/ax_ortho"}
+TURNED = ("SAG30", "ALL20", "ax_ALL20", "sag_ALL20")  # the same lesions in the same head, the field of view turned
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--results", type=Path, default=ROOT / "results" / "study")
+    parser.add_argument("--page", type=Path, default=ROOT / "docs" / "study.md")
+    options = parser.parse_args()
+    runs, scans = (read(options.results / f"{name}.csv") for name in ("runs", "scans"))
+    page = options.page.read_text()
+    before, after = page.split(BEGIN)[0], page.split(END)[1]
+    options.page.write_text(f"{before}{BEGIN}\n\n{tables(runs, scans)}\n{END}{after}")
+    figures = options.page.with_suffix("")
+    figures.mkdir(exist_ok=True)
+    if scans:
+        figure_of_heads(scans, figures / "heads.png")
+
+
+def read(file: Path) -> list[dict]:
+    """Return the lines of a CSV file; none where there is no file."""
+    if not file.exists():
+        return []
+    with file.open() as lines:
+        return list(csv.DictReader(lines))
+
+
+def tables(runs: list[dict], scans: list[dict]) -> str:
+    """Return the page's tables."""
+    if not runs:
+        return "No run is finished yet.\n"
+    parts = []
+    for title, table in (
+        ("Average precision on heads of scanners left out", table_of_heads(scans)),
+        ("Other scores, means over heads", table_of_scores(runs, scans)),
+        ("Average precision and lesions found, by strength and size", table_of_classes(scans)),
+        (
+            "The same heads turned: average precision in the first field of view and in the turned ones",
+            table_of_turns(scans),
+        ),
+    ):
+        if table:
+            parts.append(f"**{title}**\n\n{table}")
+    return "\n".join(parts)
+
+
+def grouped(rows: Iterable[dict]) -> dict[tuple, list[dict]]:
+    """Return lines by contender, data and steps."""
+    out = defaultdict(list)
+    for row in rows:
+        out[row["contender"], row["data"], int(row["steps"]), row.get("learning_rate", "own")].append(row)
+    return dict(sorted(out.items()))
+
+
+def by_head(rows: list[dict], value: Callable[[dict], float], kind: str = "implanted") -> dict[str, float]:
+    """Return the mean over each head's scans, seeds together."""
+    out = {}
+    for head in HEADS:
+        values = [value(row) for row in rows if row["head"] == head and row["kind"] == kind]
+        values = [v for v in values if not math.isnan(v)]
+        if values:
+            out[head] = float(np.mean(values))
+    return out
+
+
+def number(key: str) -> Callable[[dict], float]:
+    return lambda row: float(row[key])
+
+
+def mean_and_interval(values: Iterable[float]) -> tuple[float, float]:
+    """Return the mean over heads and half the width of its 95 % interval."""
+    values = list(values)
+    if len(values) < 2:
+        return (values[0] if values else math.nan), math.nan
+    half = stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / math.sqrt(len(values))
+    return float(np.mean(values)), float(half)
+
+
+def markdown(header: list[str], rows: list[list[str]]) -> str:
+    if not rows:
+        return ""
+    lines = [header, ["-"] + ["-:"] * (len(header) - 1), *rows]
+    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
+
+
+def name_of(key: tuple) -> str:
+    contender, data, steps, rate = key
+    return (
+        f"{contender}, {data}"
+        + (f", {steps} steps" if contender != "boosting" else "")
+        + ("" if rate == "own" else f", rate {rate}")
+    )
+
+
+def show(value: float, digits: int = 3) -> str:
+    return "–" if math.isnan(value) else f"{value:.{digits}f}"
+
+
+def table_of_heads(scans: list[dict]) -> str:
+    rows = []
+    for key, lines in grouped(scans).items():
+        heads = by_head(lines, number("average_precision"))
+        mean, half = mean_and_interval(heads.values())
+        seeds = len({line["seed"] for line in lines})
+        rows.append(
+            [
+                name_of(key),
+                str(seeds),
+                *(show(heads.get(head, math.nan)) for head in HEADS),
+                f"{show(mean)} ± {show(half)}",
+            ]
+        )
+    return markdown(["contender, data", "seeds", *HEADS, "mean"], rows)
+
+
+def table_of_scores(runs: list[dict], scans: list[dict]) -> str:
+    training = grouped(runs)
+    rows = []
+    for key, lines in grouped(scans).items():
+        cells = [name_of(key)]
+        for column in ("auc", "dice", "lesion_sensitivity", "lesion_precision", "calibration_error"):
+            cells.append(show(mean_and_interval(by_head(lines, number(column)).values())[0]))
+        cells.append(show(mean_and_interval(by_head(lines, number("predicted_ml"), "healthy").values())[0], 1))
+        mine = training.get(key, [])
+        cells.append(mine[0]["parameters"] if mine else "–")
+        cells.append(show(float(np.mean([float(line["training_seconds"]) for line in mine])) / 60, 0) if mine else "–")
+        cells.append(mine[0]["training_gb"] if mine else "–")
+        rows.append(cells)
+    header = ["contender, data", "AUC", "Dice", "lesions found", "found that are true", "calibration error"]
+    return markdown([*header, "ml in healthy heads", "parameters", "minutes a training", "GB"], rows)
+
+
+def table_of_classes(scans: list[dict]) -> str:
+    rows = []
+    for key, lines in grouped(scans).items():
+        cells = [name_of(key)]
+        for name in ("faint", "medium", "strong"):
+            cells.append(show(mean_and_interval(by_head(lines, number(f"average_precision_{name}")).values())[0]))
+        for name in ("faint", "medium", "strong", "small", "middle", "large"):
+            cells.append(show(mean_and_interval(by_head(lines, number(f"lesion_sensitivity_{name}")).values())[0], 2))
+        rows.append(cells)
+    classes = ["faint", "medium", "strong"]
+    header = [
+        *(f"AP {c}" for c in classes),
+        *(f"found {c}" for c in (*classes, "below 0.2 ml", "0.2–1 ml", "above 1 ml")),
+    ]
+    return markdown(["contender, data", *header], rows)
+
+
+def table_of_turns(scans: list[dict]) -> str:
+    rows = []
+    for key, lines in grouped(scans).items():
+        cells = [name_of(key)]
+        for head, first in FIRST_VIEWS.items():
+            ours = [line for line in lines if line["head"] == head]
+            straight = by_head([line for line in ours if line["view"] == first], number("average_precision"))
+            turned = by_head([line for line in ours if Path(line["view"]).name in TURNED], number("average_precision"))
+            cells += [show(straight.get(head, math.nan)), show(turned.get(head, math.nan))]
+        rows.append(cells)
+    return markdown(["contender, data", *(f"{h} {w}" for h in FIRST_VIEWS for w in ("first", "turned"))], rows)
+
+
+def figure_of_heads(scans: list[dict], file: Path) -> None:
+    """Draw average precision: a point for each head, a bar for the mean over heads."""
+    groups = grouped(scans)
+    figure, axes = plt.subplots(figsize=(9, 2 + 0.35 * len(groups)), layout="constrained")
+    for k, lines in enumerate(groups.values()):
+        heads = by_head(lines, number("average_precision"))
+        axes.barh(k, np.mean(list(heads.values())), color="0.85")
+        for head, value in heads.items():
+            axes.plot(value, k, "o", color=f"C{HEADS.index(head)}", label=head if k == 0 else None)
+    axes.set_yticks(range(len(groups)), [name_of(key) for key in groups])
+    axes.invert_yaxis()
+    axes.set_xlabel("average precision on a scanner left out")
+    handles = [plt.Line2D([], [], marker="o", ls="", color=f"C{k}") for k in range(len(HEADS))]
+    axes.legend(handles, HEADS, fontsize="small", loc="lower right")
+    figure.savefig(file, dpi=110)
+    plt.close(figure)
+
+
+if __name__ == "__main__":
+    main()

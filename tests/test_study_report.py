@@ -1,0 +1,73 @@
+"""Tables of the study: right on a few lines, and those on the page are those of the CSV files."""
+
+import csv
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def report():
+    spec = importlib.util.spec_from_file_location("study_report", ROOT / "scripts" / "study_report.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+CLASSES = ("faint", "medium", "strong", "small", "middle", "large")
+
+
+@pytest.fixture
+def scans():
+    same = {"contender": "boosting", "data": "both", "left_out": "x", "seed": "0", "steps": "400", "auc": "0.9"}
+    same |= {"learning_rate": "own", "dice": "0.3", "lesion_sensitivity": "0.6", "lesion_precision": "0.5"}
+    same |= {"calibration_error": "0.01", "predicted_ml": "2.5"}
+    same |= {f"{what}_{name}": "0.5" for what in ("average_precision", "lesion_sensitivity") for name in CLASSES}
+    rows = [
+        ("elition", "v", "implanted", "0.2"),
+        ("elition", "v", "implanted", "0.4"),
+        ("siemens", "v", "implanted", "0.5"),
+        ("toshiba", "dwi_toshiba12_rotated/ortho", "implanted", "0.6"),
+        ("toshiba", "dwi_toshiba12_rotated/SAG30", "implanted", "0.4"),
+        ("siemens", "v", "healthy", "nan"),
+    ]
+    return [
+        same | {"head": head, "view": view, "kind": kind, "average_precision": value}
+        for head, view, kind, value in rows
+    ]
+
+
+def test_a_head_counts_once(report, scans):
+    table = report.table_of_heads(scans)
+    assert "| – | – | 0.300 | 0.500 | 0.500 | – | 0.433 ± 0.287 |" in table  # t(2) · 0.1155 / √3
+    assert "| 0.600 | 0.400 |" in report.table_of_turns(scans)
+    assert "| 2.5 |" in report.table_of_scores([], scans)
+
+
+def test_no_lines_give_no_tables(report):
+    assert report.tables([], []) == "No run is finished yet.\n"
+
+
+def test_a_figure_is_drawn(report, scans, tmp_path):
+    report.figure_of_heads(scans, tmp_path / "heads.png")
+    assert (tmp_path / "heads.png").stat().st_size > 1000
+
+
+def test_the_pages_tables_are_those_of_the_csv_files(report):
+    page = (ROOT / "docs" / "study.md").read_text()
+    runs, scans = (report.read(ROOT / "results" / "study" / f"{name}.csv") for name in ("runs", "scans"))
+    shown = page.split(report.BEGIN)[1].split(report.END)[0].strip()
+    assert shown == report.tables(runs, scans).strip()
+
+
+def test_each_finished_run_has_one_line():
+    file = ROOT / "results" / "study" / "runs.csv"
+    if not file.exists():
+        pytest.skip("no run is finished yet")
+    with file.open() as lines:
+        rows = list(csv.DictReader(lines))
+    keys = [tuple(row[k] for k in ("contender", "data", "left_out", "seed", "steps", "learning_rate")) for row in rows]
+    assert len(set(keys)) == len(keys)
