@@ -16,8 +16,12 @@ all: .venv/installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
+# As it was typed: make would take $ in a name for its own, and the shell blanks and quotes.
+unexport DWI
+export SCAN := $(value DWI)
+
 demo: all
-	$(BIN)/python scripts/demo.py $(if $(DWI),--dwi $(DWI))
+	$(BIN)/python scripts/demo.py $${SCAN:+"--dwi=$$SCAN"}
 
 test: all
 	$(BIN)/ruff check .

@@ -20,20 +20,20 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=ROOT / "demo", help="where everything is written")
     options = parser.parse_args()
 
-    start, folder, bundle = time.monotonic(), options.folder.resolve(), ROOT / "bundle"
-    dwi = options.dwi.resolve() if options.dwi else folder / "scan" / "dwi.nii.gz"
+    start, folder = time.monotonic(), options.folder.resolve()
+    dwi = options.dwi.absolute() if options.dwi else folder / "scan" / "dwi.nii.gz"
     if not options.dwi:
         say("1. A simulated scan: b0s and 30 directions at b = 1000 s/mm², 16 lesions")
         run(str(ROOT / "scripts" / "simulate.py"), str(folder / "scan"), "--seed", "1")
     say("2. Lesion maps")
     results = folder / "results"
-    configs = [str(bundle / "configs" / name) for name in ("inference.yaml", "train.yaml", "evaluate.yaml")]
-    run(*monai_run(configs[0], bundle), "--dwi", str(dwi), "--output_dir", str(results))
+    overwrite = [] if options.dwi else ["--overwrite"]
+    run(*monai_run("inference"), f"--dwi={dwi}", f"--output_dir={results}", *overwrite)
     if not options.dwi:
         say("3. Comparison with the simulated lesions")
         evaluation = folder / "evaluation"
-        scans = str(folder / "scan" / "scans.json")
-        run(*monai_run(str(configs[1:]), bundle), "--datalist", scans, "--output_dir", str(evaluation))
+        scans = folder / "scan" / "scans.json"
+        run(*monai_run("evaluate"), f"--datalist={scans}", f"--output_dir={evaluation}")
         with (evaluation / "metrics.csv").open() as file:
             metrics = {name: float(value) for name, value in csv.reader(file)}
 
@@ -52,8 +52,9 @@ def say(text: str) -> None:
     print(f"\n=== {text}", flush=True)
 
 
-def monai_run(config: str, bundle: Path) -> list[str]:
-    return ["-W", "ignore", "-m", "monai.bundle", "run", "--config_file", config, "--bundle_root", str(bundle)]
+def monai_run(job: str) -> list[str]:
+    quiet = ["-W", "ignore:parsing config_file"]  # MONAI's reminder that a config is code; this one is ours
+    return [*quiet, "-m", "monai.bundle", "run", "--args_file", str(ROOT / "bundle" / f"{job}.yaml")]
 
 
 def run(*command: str) -> None:

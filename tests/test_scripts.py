@@ -99,3 +99,19 @@ def test_shapes_learned_in_one_orientation_are_recognised_in_all():
     assert steerable["as trained"] == steerable["24 cube rotations"] == 1.0
     assert plain["as trained"] == 1.0
     assert plain["24 cube rotations"] < 0.3  # chance is 1/8; 23 % to 26 % over three seeds
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["a b.nii", "$x.nii", "$(shell touch evil)", "`touch evil`", "a'b\"c.nii", "-x;touch evil", "a#b\\", "試.nii"],
+)
+def test_make_hands_on_the_name_of_a_scan_as_it_was_typed(tmp_path, name):
+    (tmp_path / "python").write_text('#!/bin/sh\nprintf "%s\\n" "$@" > "$0.said"\n')
+    (tmp_path / "python").chmod(0o755)
+    makefile = SCRIPTS.parent / "Makefile"
+    command = ["make", "--silent", "-f", str(makefile), "-o", "all", "demo", f"BIN={tmp_path}"]
+    subprocess.run([*command, f"DWI={name}"], cwd=tmp_path, check=True)
+    assert (tmp_path / "python.said").read_text() == f"scripts/demo.py\n--dwi={name}\n"
+    subprocess.run(command, cwd=tmp_path, check=True)
+    assert (tmp_path / "python.said").read_text() == "scripts/demo.py\n"
+    assert {path.name for path in tmp_path.iterdir()} == {"python", "python.said"}
