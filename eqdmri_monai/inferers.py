@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 from monai.data import MetaTensor
-from monai.inferers import SlidingWindowInferer
+from monai.inferers import Inferer, SlidingWindowInferer
 from monai.utils import BlendMode, ensure_tuple_rep
 from torch import Tensor, nn
 
@@ -204,6 +204,31 @@ class QSlidingWindowInferer(SlidingWindowInferer):
         return torch.stack(
             [world_to_voxel(GradientTable.from_rows(r).q, a.cpu()) for r, a in zip(rows, affine, strict=True)]
         )
+
+
+class PrecisionInferer(Inferer):
+    """Another inferer, with the network in bfloat16 or not, on any device; the answer is fp32 again.
+
+    In place of the option `amp` of MONAI's engines, which asks for CUDA's autocast whatever the device is, so that it
+    does nothing on a CPU, and scales gradients, which bfloat16 does not need.
+
+    Parameters
+    ----------
+    inferer : callable
+    bfloat16 : bool
+        See `precision.bfloat16_where_fast`.
+    """
+
+    def __init__(self, inferer: Callable[..., Tensor], *, bfloat16: bool):
+        super().__init__()
+        self.inferer, self.bfloat16 = inferer, bfloat16
+
+    def __call__(self, inputs: Tensor, network: Callable[..., Tensor], *args, **kwargs) -> Tensor:
+        """Call the other inferer with the same."""
+        if not self.bfloat16:
+            return self.inferer(inputs, network, *args, **kwargs)
+        with torch.autocast(inputs.device.type, torch.bfloat16):
+            return self.inferer(inputs, network, *args, **kwargs).float()
 
 
 def _window(largest: int, size: int, halo: int, stride: int) -> tuple[int, int]:

@@ -12,6 +12,8 @@ direct convolutions; ours convolves in Fourier space where that is faster, and m
 
 Every measurement has a process of its own: memory first (one step, above what the process had before it), then the
 median time after a warm-up. The image does not require a gradient; the loss is the mean square of the logits.
+
+bfloat16 is left out on a CPU without instructions for it, where a step may take minutes, unless --bfloat16 asks for it.
 """
 
 import argparse
@@ -37,6 +39,7 @@ from torch import Tensor, nn
 from eqdmri_monai.bases import Radial
 from eqdmri_monai.networks import PQNet
 from eqdmri_monai.nn import Gate, PConv, PQConv, QLengthPool
+from eqdmri_monai.precision import bfloat16_is_fast, cpu_flags
 
 ROOT = Path(__file__).resolve().parents[1]
 IRREPS_PQ, IRREPS_P, IRREPS_OUT = "7x0e+4x1e", ("20x0e+5x1e", "10x0e+3x1e", "5x0e+2x1e"), "1x0e"
@@ -160,7 +163,7 @@ def roof(case: dict) -> dict[str, float]:
     """Measure the rate of matmul, in 1e9 floating-point operations per second, and of a copy, in GB/s."""
     n, device = case["matrix"], case["device"]
     rates = {}
-    for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+    for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16))[: 1 + case["with_bf16"]]:
         a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
         rates[f"{name}_gflops"] = 2e-9 * n**3 / seconds(lambda a=a, b=b: a @ b, case["repeats"], device)
     a = torch.zeros(8 * n**2, device=device)  # far more than any cache holds
@@ -319,8 +322,7 @@ def compare(results: list[dict]) -> None:
 
 def machine() -> dict:
     """Return the number of cores, what they can multiply, the version of torch, and how busy the machine is already."""
-    cpuinfo = Path("/proc/cpuinfo")
-    flags = set(cpuinfo.read_text().split()) if cpuinfo.is_file() else set()
+    flags = cpu_flags()
     known = {"avx2": "AVX2", "avx512f": "AVX-512", "avx512_bf16": "AVX-512 BF16", "amx_bf16": "AMX"}
     instructions = [name for flag, name in known.items() if flag in flags]
     return {
@@ -360,6 +362,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="one repeat, the first size, few networks")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--bfloat16", action=argparse.BooleanOptionalAction, help="default: where it is fast")
     parser.add_argument("--data", type=Path, help=f"folder that holds {' and '.join(SCANS)}")
     parser.add_argument("--json", type=Path, help="file for all numbers")
     parser.add_argument("--child", type=json.loads, help=argparse.SUPPRESS)
@@ -369,14 +372,16 @@ def main() -> None:
         print(json.dumps(MEASUREMENTS[options.child["measure"]](options.child)))
         return
 
-    quick, about = options.quick, machine()
+    quick, about, bfloat16 = options.quick, machine(), options.bfloat16
+    if bfloat16 is None:
+        bfloat16 = bfloat16_is_fast(options.device)
     common = {"device": options.device, "threads": options.threads, "repeats": 1 if quick else options.repeats}
     header = (
         f"{'network, voxels, b0 + directions':38}{'forward s':>9}  ratio  bound   step s  ratio  bound  peak MB  ratio"
     )
     with tempfile.TemporaryDirectory() as prepared:
         tables = {
-            "roof": [("This machine", [{"measure": "roof", "matrix": 512 if quick else 4096}])],
+            "roof": [("This machine", [{"measure": "roof", "matrix": 512 if quick else 4096, "with_bf16": bfloat16}])],
             "kernels": [("Kernels alone", [{**COMMON, "measure": "kernels", "model": model} for model in MODELS])],
             "networks": [(header, networks(size)) for size in options.sizes[: 1 if quick else None]],
             "volumes": [(header, volumes(options.sizes[0]))],
@@ -384,9 +389,15 @@ def main() -> None:
         }
         results: list[dict] = []
         print(f"{about['cores']} cores, load {about['load']:.1f}; {options.threads} threads; {about['instructions']}")
+        if not bfloat16:
+            print(
+                "bfloat16 is left out" + ("" if options.bfloat16 is False else "; this CPU has no instructions for it")
+            )
         for title, cases in itertools.chain.from_iterable(tables[case] for case in options.cases):
             print(f"\n{title}", flush=True)
-            for case in filter(plain, cases) if quick else cases:
+            for case in cases:
+                if (quick and not plain(case)) or (case.get("bf16") and not bfloat16):
+                    continue
                 results.append(run({**case, **common}))
                 compare(results)
                 print(line(results[-1]), flush=True)

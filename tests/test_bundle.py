@@ -154,8 +154,26 @@ def test_many_scans_of_different_schemes_run_in_one_call(cohort):
 
 def test_bfloat16_gives_about_the_same(cohort):
     a = infer(cohort / "s0.nii.gz", cohort, cohort / "a") / "s0_probability.nii.gz"
-    b = infer(cohort / "s0.nii.gz", cohort, cohort / "b", amp=True) / "s0_probability.nii.gz"
-    assert np.abs(in_ras(a) - in_ras(b)).max() < 0.05
+    options = {"amp": True, "bfloat16": True}  # also where it is slow
+    b = infer(cohort / "s0.nii.gz", cohort, cohort / "b", **options) / "s0_probability.nii.gz"
+    assert 1e-5 < np.abs(in_ras(a) - in_ras(b)).max() < 0.05
+
+
+def test_bfloat16_gives_way_where_it_is_slow_and_the_record_says_so(cohort):
+    maps = []
+    for name, options in {"fp32": {}, "amp": {"amp": True, "bfloat16#flags": "$frozenset({'avx2'})"}}.items():
+        out = infer(cohort / "s0.nii.gz", cohort, cohort / name, **options)
+        maps.append(in_ras(out / "s0_probability.nii.gz"))
+        assert json.loads((out / "s0_report.json").read_text())["amp"] is False
+    np.testing.assert_array_equal(*maps)
+
+
+def test_training_in_bfloat16_learns_about_the_same(cohort):
+    train(cohort, "fp32", epochs=1, val_interval=1)
+    train(cohort, "bf16", epochs=1, val_interval=1, amp=True, bfloat16=True)
+    exact, rounded = losses(cohort / "fp32"), losses(cohort / "bf16")
+    assert exact != rounded
+    np.testing.assert_allclose(rounded, exact, rtol=0.02)
 
 
 def test_windows_do_not_change_the_map(cohort):

@@ -5,11 +5,11 @@ import pytest
 import torch
 from e3nn import o3
 from monai.data import MetaTensor
-from monai.inferers import SlidingWindowInferer
+from monai.inferers import SimpleInferer, SlidingWindowInferer
 from monai.networks.nets import SegResNet, UNet
 from scans import table_from
 
-from eqdmri_monai.inferers import QSlidingWindowInferer
+from eqdmri_monai.inferers import PrecisionInferer, QSlidingWindowInferer
 from eqdmri_monai.networks import PQNet, PQUNet, SteerableCNN3d
 from eqdmri_monai.nn.receptive_field import measured_halo
 from eqdmri_monai.symmetry import random_scheme
@@ -293,3 +293,17 @@ def test_missing_q_vectors_are_an_error():
         inferer(torch.randn(1, 7, 5, 5, 5), Echo())
     with pytest.raises(ValueError, match="q has 2 sets of q-vectors for a batch of 3"):
         inferer(torch.randn(3, 7, 5, 5, 5), Echo(), q=torch.zeros(2, 7, 3))
+
+
+@pytest.mark.parametrize("inferer", [SimpleInferer(), QSlidingWindowInferer(-1), QSlidingWindowInferer([14, -1, -1])])
+def test_the_network_alone_is_in_bfloat16_and_only_where_that_is_asked_for(inferer):
+    torch.set_default_dtype(torch.float32)
+    net, q = PQNet(("2x0e+1x1e",), ("3x0e+1x1e",), kernel_size=3), random_scheme(6, 1.0).float()
+    image = MetaTensor(torch.randn(1, len(q), 18, 6, 6))
+    exact = inferer(image, net, q=q)
+    torch.testing.assert_close(PrecisionInferer(inferer, bfloat16=False)(image, net, q=q), exact, rtol=0, atol=0)
+    y = PrecisionInferer(inferer, bfloat16=True)(image, net, q=q)
+    assert y.dtype == torch.float32
+    assert 1e-4 < (y - exact).abs().max() / exact.abs().max() < 0.05
+    y.sum().backward()
+    assert all(p.grad.dtype == torch.float32 for p in net.parameters() if p.grad is not None)

@@ -12,8 +12,8 @@ ROOT = Path(eqdmri_monai.__file__).parent
 # Each room imports only what stands before it; a new one finds its place here.
 CORE = ["frames", "gradients", "tensors", "symmetry", "groups", "neighbours", "bases", "nn", "networks"]
 ORDER = [
-    *CORE, "errors", "options", "files", "transforms", "inferers", "losses", "metrics", "handlers", "statistics",
-    "report", "simulate", "cohort", "workflow",
+    *CORE, "precision", "errors", "options", "files", "transforms", "inferers", "losses", "metrics", "handlers",
+    "statistics", "report", "simulate", "cohort", "workflow",
 ]  # fmt: skip
 THE_CORE_NEEDS = {"torch", "e3nn"}
 

@@ -91,6 +91,20 @@ def test_benchmark_measures_in_a_fresh_process_and_survives_one_that_fails(bench
     assert [benchmark.line(r).split()[0] for r in results] == ["dense", "?", "paper"]
 
 
+@pytest.mark.parametrize(("words", "fast", "with_bf16"), [([], True, 1), ([], False, 0), (["--bfloat16"], False, 1)])
+def test_benchmark_leaves_bfloat16_out_where_it_would_take_minutes(
+    benchmark, monkeypatch, capsys, words, fast, with_bf16
+):
+    done = []
+    monkeypatch.setattr(benchmark, "run", lambda case: done.append(case) or {**case, "error": "not run"})
+    monkeypatch.setattr(benchmark, "bfloat16_is_fast", lambda device: fast)
+    monkeypatch.setattr(sys, "argv", ["benchmark.py", "--cases", "roof", "networks", "--sizes", "8", *words])
+    benchmark.main()
+    assert done[0]["with_bf16"] == with_bf16
+    assert any(case.get("bf16") for case in done) == with_bf16
+    assert ("bfloat16 is left out; this CPU has no instructions for it" in capsys.readouterr().out) != with_bf16
+
+
 @pytest.mark.slow
 def test_shapes_learned_in_one_orientation_are_recognised_in_all():
     torch.set_default_dtype(torch.float32)
