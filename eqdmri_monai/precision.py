@@ -41,8 +41,8 @@ def bfloat16_where_fast(wanted: bool, device: torch.device | str, flags: Set[str
     """Return whether bfloat16 is wanted and fast; warn where it is wanted and slow. See `bfloat16_is_fast`."""
     if wanted and not bfloat16_is_fast(device, flags):
         warnings.warn(
-            "amp: this CPU has no instructions for bfloat16 (AVX512_BF16, AMX or Arm's BF16) and would take far longer; it "
-            "computes in fp32",
+            "amp: this CPU has no instructions for bfloat16 (AVX512_BF16, AMX, Arm's BF16) and would take far "
+            "longer, so it computes in fp32",
             stacklevel=2,
         )
         return False

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from eqdmri_monai.nn import p_conv
+from eqdmri_monai.nn import grid_conv
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 
@@ -57,7 +57,7 @@ def benchmark():
     ],
 )
 def test_benchmark_counts_the_multiply_adds_of_direct_convolutions(benchmark, kind, monkeypatch):
-    monkeypatch.setattr(p_conv, "is_faster", lambda *_: False)
+    monkeypatch.setattr(grid_conv, "is_faster", lambda *_: False)
     case = {**benchmark.COMMON, "size": 6, "channels_last": False, **kind}
     q = benchmark.scheme(case)
     image = torch.randn(1, len(q), 6, 6, 6)
