@@ -3,6 +3,7 @@
 from eqdmri_monai.transforms.brain import BrainMaskd
 from eqdmri_monai.transforms.diffusivity import ApparentDiffusivityd
 from eqdmri_monai.transforms.directions import ResampleDirectionsd
+from eqdmri_monai.transforms.grid import ResampleRASd
 from eqdmri_monai.transforms.invariants import InvariantFeaturesd, InvariantMapsd
 from eqdmri_monai.transforms.labels import CheckLabeld
 from eqdmri_monai.transforms.normalization import LogSignald, NormalizeChannelsd, NormalizeShellsd
@@ -39,6 +40,7 @@ __all__ = [
     "RandSubsampleVolumesd",
     "RandTruncateStreamlinesd",
     "ResampleDirectionsd",
+    "ResampleRASd",
     "ResampleStreamlinesd",
     "SaveTogether",
     "TensorMapsd",

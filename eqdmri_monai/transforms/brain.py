@@ -47,9 +47,9 @@ class BrainMaskd(MapTransform):
             raise ValueError(
                 f"{file_of(mask)}: brain mask {tuple(mask.shape[1:])} for a scan {tuple(image.shape[1:])}; resample it"
             )
-        d[self.mask_key] = mask = (mask > 0.5).to(torch.float32)
-        if not mask.any():
+        brain = (mask > 0.5).to(torch.float32)
+        if not brain.any():
             raise ValueError(f"{file_of(mask)}: the brain mask is empty; give one as brain_mask")
-        mask.meta["made_of"] = file_of(mask) if given else ""
-        mask.meta["filename_or_obj"] = file_of(image)  # results are named after the scan
+        d[self.mask_key] = with_volumes(image, brain)  # the scan's affine to the last digit, and its name for results
+        d[self.mask_key].meta["made_of"] = file_of(mask) if given else ""
         return d

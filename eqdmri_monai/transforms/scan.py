@@ -179,7 +179,8 @@ class WriteQd(MapTransform):
         image = d[self.keys[0]]
         if torch.linalg.det(image.affine[:3, :3]) < 0:
             raise ValueError(
-                f'{file_of(image)}: voxel axes are left-handed here; put Orientationd(axcodes="RAS") before WriteQd'
+                f'{file_of(image)}: voxel axes are left-handed here; put ResampleRASd or Orientationd(axcodes="RAS") '
+                "before WriteQd"
             )
         d[self.q_key] = world_to_voxel(table_of(image).q, image.affine).to(torch.float32)
         return d
