@@ -218,6 +218,7 @@ def trained(run: Run, options: dict[str, str], out: Path, scans: int) -> tuple[n
         with (out / "log.txt").open("a") as log:
             process = subprocess.Popen(command, stdout=log, stderr=log)
             _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
         if status:
             raise RuntimeError(f"{run.name}: the training failed; see {out / 'log.txt'}")
     if not done.exists():
@@ -276,8 +277,11 @@ def predict(network: nn.Module, config: ConfigParser, folder: Path, row: dict) -
     dataset = config.get_parsed_content("validate#dataset")
     dataset.data = [files(row, folder)]
     item = dataset[0]
-    q = {"q": plain(item["q"])[None]} if takes_q(config) else {}
-    item["pred"] = config.get_parsed_content("validate#inferer")(plain(item["image"])[None], network, **q)[0]
+    inputs = {"inputs": plain(item["image"])[None]} | ({"q": plain(item["q"])[None]} if takes_q(config) else {})
+    if "trees" not in config:
+        device = config.get_parsed_content("device")
+        network, inputs = network.to(device), {key: value.to(device) for key, value in inputs.items()}
+    item["pred"] = config.get_parsed_content("validate#inferer")(network=network, **inputs)[0].cpu()
     item = config.get_parsed_content("validate#postprocessing")(item)
     brain = np.asarray(item["brain_mask"])[0] > 0.5
     return np.asarray(item["pred"], dtype=np.float32)[0], np.asarray(item["label"])[0] > 0.5, brain
