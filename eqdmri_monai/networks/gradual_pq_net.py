@@ -71,8 +71,6 @@ class GradualPQNet(nn.Module):
                 f"q_counts and num_q must have {len(irreps_pq)} and {len(irreps_pq) + 1} entries for {len(irreps_pq)} "
                 f"pq layers, got {len(q_counts)} and {len(num_q)}"
             )
-        if sorted(q_counts, reverse=True) != list(q_counts) or min(q_counts, default=1) < 1:
-            raise ValueError(f"q_counts must be at least 1 and never rise, got {list(q_counts)}")
         self.q_counts, self.recompute = tuple(q_counts), recompute
         self.irreps_in, self.irreps_out = parse_irreps(irreps_in, "irreps_in"), parse_irreps(irreps_out, "irreps_out")
         irreps_pq, irreps_p = parse_irreps_list(irreps_pq, "irreps_pq"), parse_irreps_list(irreps_p, "irreps_p")
@@ -126,8 +124,8 @@ class GradualPQNet(nn.Module):
             raise ValueError(
                 f"q_counts asks for {max(self.q_counts)} q-vectors but the scan has {len(q)}; lower q_counts"
             )
-        for conv, act, count in zip(self.pq_convs, self.pq_nonlinearities, [*self.q_counts, 0], strict=True):
-            q_out = q[spread_subset(q, count)] if count else torch.zeros_like(q[:1])
+        for conv, act, count in zip(self.pq_convs, self.pq_nonlinearities, [*self.q_counts, None], strict=True):
+            q_out = torch.zeros_like(q[:1]) if count is None else q[spread_subset(q, count)]
 
             def layer(x: Tensor, conv=conv, act=act, q=q, q_out=q_out) -> Tensor:
                 return act(conv(x, q, q_out))

@@ -22,7 +22,7 @@ class PlainCNN(nn.Module):
     Raises
     ------
     ValueError
-        When there are fewer than two channels, or the kernel size is even.
+        When the kernel size is even.
 
     Source
     ------
@@ -31,11 +31,6 @@ class PlainCNN(nn.Module):
 
     def __init__(self, channels: Sequence[int], *, kernel_size: int = 5):
         super().__init__()
-        if len(channels) < 2 or min(channels) < 1:
-            raise ValueError(
-                "channels must be the numbers of the input and of at least one layer, each 1 or more, got "
-                f"{list(channels)}"
-            )
         if kernel_size < 1 or kernel_size % 2 == 0:
             raise ValueError(f"kernel_size must be odd, so that the output is as large as the image, got {kernel_size}")
         layers = []

@@ -1,6 +1,7 @@
 """The 3D Steerable CNN: an ordinary CNN for volumes whose features are scalar, vector and tensor fields."""
 
 from collections.abc import Sequence
+from functools import partial
 
 from e3nn import o3
 from torch import Tensor, nn
@@ -12,15 +13,7 @@ from eqdmri_monai.nn.steerable_conv import SteerableConv3d
 
 
 def field_type(fields: Sequence[int]) -> o3.Irreps:
-    """Return the irreps of (n0, n1, n2, ...) fields of degree 0, 1, 2, ...
-
-    Raises
-    ------
-    ValueError
-        When there is no field, or a number is negative.
-    """
-    if min(fields, default=0) < 0 or not sum(fields):
-        raise ValueError(f"fields must be numbers (n0, n1, n2, n3) of fields of each degree, got {tuple(fields)}")
+    """Return the irreps of (n0, n1, n2, ...) fields of degree 0, 1, 2, ..."""
     return o3.Irreps([(n, (l, 1)) for l, n in enumerate(fields) if n])
 
 
@@ -32,22 +25,30 @@ class ResidualBlock(nn.Module):
     irreps_in, irreps_out : o3.Irreps
     stride : int
         Of the first convolution; the input is thinned out likewise.
-    **options
-        Of `SteerableConv3d`.
+    kernel_size, limits
+        As in `SteerableConv3d`.
 
     Source
     ------
     Weiler et al. 2018, 4.3; He et al. 2016.
     """
 
-    def __init__(self, irreps_in: o3.Irreps, irreps_out: o3.Irreps, *, stride: int = 1, **options):
+    def __init__(
+        self,
+        irreps_in: o3.Irreps,
+        irreps_out: o3.Irreps,
+        *,
+        stride: int = 1,
+        kernel_size: int = 5,
+        limits: Sequence[int] | None = None,
+    ):
         super().__init__()
-        gate = Gate(irreps_out)
+        conv, gate = partial(SteerableConv3d, kernel_size=kernel_size, limits=limits), Gate(irreps_out)
         self.stride, self.irreps_in, self.irreps_out = stride, o3.Irreps(irreps_in), gate.irreps_out
         self.branch = nn.Sequential(
-            SteerableConv3d(irreps_in, gate.irreps_in, stride=stride, **options),
+            conv(irreps_in, gate.irreps_in, stride=stride),
             gate,
-            SteerableConv3d(irreps_out, gate.irreps_in, **options),
+            conv(irreps_out, gate.irreps_in),
         )
         self.shortcut, self.gate = Linear(irreps_in, gate.irreps_in), gate
 
@@ -84,7 +85,7 @@ class SteerableCNN3d(nn.Sequential):
     in_channels : int
         Scalars of each voxel, 1 or more.
     fields : sequence of (n0, n1, n2, n3)
-        Fields of degree 0 to 3 after each layer; at least one layer.
+        Fields of degree 0 to 3 after each layer.
     irreps_out : o3.Irreps
         Type of the output map; ``8x0e`` are 8 classes.
     whole : bool
@@ -100,8 +101,7 @@ class SteerableCNN3d(nn.Sequential):
     Raises
     ------
     ValueError
-        When there is no channel or no layer, `irreps_out` has odd labels, no filter leads to a type, or the options do
-        not fit each other.
+        When `irreps_out` has odd labels, no filter leads to a type, or `whole` meets a degree above 0.
 
     Source
     ------
@@ -120,32 +120,27 @@ class SteerableCNN3d(nn.Sequential):
         kernel_size: int = 5,
         limits: Sequence[int] | None = None,
     ):
-        if in_channels < 1:
-            raise ValueError(f"in_channels must be 1 or more, got {in_channels}")
-        if not fields:
-            raise ValueError("fields must name (n0, n1, n2, n3) of at least one layer, got an empty list")
-        strides = [1] * len(fields) if strides is None else list(strides)
-        if len(strides) != len(fields):
-            raise ValueError(f"strides must have one entry for each of {len(fields)} layers, got {strides}")
-        options, layers = {"kernel_size": kernel_size, "limits": limits}, []
+        strides = [1] * len(fields) if strides is None else strides
+        conv, layers = partial(SteerableConv3d, kernel_size=kernel_size, limits=limits), []
         irreps = self_in = o3.Irreps([(in_channels, (0, 1))])
         for i, (numbers, stride) in enumerate(zip(fields, strides, strict=True)):
             hidden = field_type(numbers)
             if residual and i:
-                layers.append(ResidualBlock(irreps, hidden, stride=stride, **options))
+                layers.append(ResidualBlock(irreps, hidden, stride=stride, kernel_size=kernel_size, limits=limits))
             else:
                 gate = Gate(hidden)
-                layers += [SteerableConv3d(irreps, gate.irreps_in, stride=stride, **options), gate]
+                layers += [conv(irreps, gate.irreps_in, stride=stride), gate]
             irreps = hidden
         irreps_out = parse_irreps(irreps_out, "irreps_out")
         if whole:
-            if irreps.lmax > 0:
-                raise ValueError(f"whole takes the mean of scalars alone; end fields with (n0,), got {irreps}")
-            if irreps_out.lmax > 0:
-                raise ValueError(f'irreps_out must be scalars alone with whole, such as "8x0e", got {irreps_out}')
+            if irreps.lmax > 0 or irreps_out.lmax > 0:
+                raise ValueError(
+                    f"whole maps scalars to scalars, got {irreps} to {irreps_out}; end fields with (n0,) and choose "
+                    'irreps_out such as "8x0e"'
+                )
             layers += [GlobalMean(), nn.Linear(irreps.dim, irreps_out.dim)]
         else:
-            layers.append(SteerableConv3d(irreps, irreps_out, **options))
+            layers.append(conv(irreps, irreps_out))
         super().__init__(*layers)
         self.irreps_in, self.irreps_out = self_in, irreps_out
 

@@ -56,7 +56,7 @@ class CartesianToIrreps(nn.Module):
 
     def __init__(self, kinds: Sequence[str]):
         super().__init__()
-        self.irreps_out, matrix, _ = _change_of_basis(kinds)
+        self.irreps_out, matrix, _ = _matrices(kinds)
         self.register_buffer("matrix", matrix, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -98,7 +98,7 @@ class IrrepsToCartesian(nn.Module):
 
     def __init__(self, kinds: Sequence[str]):
         super().__init__()
-        self.irreps_in, _, matrix = _change_of_basis(kinds)
+        self.irreps_in, _, matrix = _matrices(kinds)
         self.register_buffer("matrix", matrix, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -166,7 +166,7 @@ def symmetric_components(matrix: Tensor) -> Tensor:
     return matrix.flatten(-2)[..., UPPER].movedim(-1, 1)
 
 
-def _change_of_basis(kinds: Sequence[str]) -> tuple[o3.Irreps, Tensor, Tensor]:
+def _matrices(kinds: Sequence[str]) -> tuple[o3.Irreps, Tensor, Tensor]:
     """Return the type, and the matrices (irreps.dim, components) to it and (components, irreps.dim) back."""
     if isinstance(kinds, str) or not kinds or not set(kinds) <= DEGREES.keys():
         raise ValueError(f"kinds must be a list of {', '.join(map(repr, DEGREES))}, got {kinds!r}")

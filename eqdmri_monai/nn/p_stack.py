@@ -39,7 +39,7 @@ class PStack(nn.Sequential):
     Raises
     ------
     ValueError
-        When dropout is no probability, or an option is none of those named.
+        When an option is none of those named.
 
     Source
     ------
@@ -58,8 +58,6 @@ class PStack(nn.Sequential):
         dropout: float = 0.0,
         recompute: bool = False,
     ):
-        if not 0 <= dropout < 1:
-            raise ValueError(f"dropout must be a probability below 1, got {dropout}")
         conv = partial(PConv, kernel_size=kernel_size, spacing=spacing, radial=radial)
         layers = []
         for irreps_in, irreps_hidden in itertools.pairwise(irreps[:-1]):

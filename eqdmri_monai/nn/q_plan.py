@@ -124,8 +124,6 @@ class QPlan:
 
     def chunks(self, size: int) -> Iterator[Tensor]:
         """Yield indices of at most `size` q_out each, all of one shell."""
-        if size < 1:
-            raise ValueError(f"chunk must be at least 1 q-vector, got {size}")
         for s in range(len(self.sampling_out.length)):
             yield from (self.sampling_out.shell == s).nonzero().flatten().split(size)
 

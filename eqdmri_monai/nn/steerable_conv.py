@@ -1,4 +1,4 @@
-"""Convolution of the 3D Steerable CNN: sampled basis filters of unit norm, combined with weights."""
+"""Convolution of the 3D Steerable CNN: sampled filters of unit norm, combined with weights."""
 
 from collections.abc import Sequence
 
@@ -24,7 +24,7 @@ def band_limits(kernel_size: int) -> tuple[int, ...]:
     return tuple(2 * m for m in range(kernel_size // 2 + 1))
 
 
-def steerable_basis(l_out: int, l_in: int, lattice: Tensor, limits: Sequence[int]) -> Tensor:
+def sampled_filters(l_out: int, l_in: int, lattice: Tensor, limits: Sequence[int]) -> Tensor:
     r"""Sample the filters :math:`\exp(-(|x| - m)^2 / 2 σ^2) \, Q^J Y^J(x / |x|)` for all shells m and degrees J.
 
     Parameters
@@ -51,14 +51,14 @@ def steerable_basis(l_out: int, l_in: int, lattice: Tensor, limits: Sequence[int
             if J <= limit:
                 angular = torch.einsum("oji,nj->oin", coupling(J, l_in, l_out).to(sh), sh[:, degree_slice(J)])
                 filters.append(angular * shell)
-    basis = torch.stack(filters) if filters else lattice.new_zeros(0, 2 * l_out + 1, 2 * l_in + 1, len(lattice))
-    norm = basis.flatten(1).norm(dim=1)
+    filters = torch.stack(filters) if filters else lattice.new_zeros(0, 2 * l_out + 1, 2 * l_in + 1, len(lattice))
+    norm = filters.flatten(1).norm(dim=1)
     seen = norm > 0  # a lattice that is its centre alone has no directions
-    return basis[seen] / norm[seen][:, None, None, None]
+    return filters[seen] / norm[seen][:, None, None, None]
 
 
 class SteerableConv3d(nn.Module):
-    r"""Equivariant convolution :math:`κ = \sum_{J m} w^{J m} κ^{J m}` with sampled basis filters κ.
+    r"""Equivariant convolution :math:`κ = \sum_{J m} w^{J m} κ^{J m}` with sampled filters κ.
 
     Parameters
     ----------
@@ -101,21 +101,21 @@ class SteerableConv3d(nn.Module):
             raise ValueError(f"limits must have {kernel_size // 2 + 1} entries, one for each shell, got {len(limits)}")
         for l_out in set(self.irreps_out.ls):
             for l_in in set(self.irreps_in.ls):
-                basis = steerable_basis(l_out, l_in, lattice, limits)
-                self.register_buffer(f"basis_{l_out}_{l_in}", basis, persistent=False)
+                filters = sampled_filters(l_out, l_in, lattice, limits)
+                self.register_buffer(f"filters_{l_out}_{l_in}", filters, persistent=False)
         self.weights, self.scale = nn.ParameterList(), []
         for mul_o, ir_o in self.irreps_out:
-            counts = [len(self.basis(ir_o.l, ir_i.l)) for _, ir_i in self.irreps_in]
+            counts = [len(self.filters(ir_o.l, ir_i.l)) for _, ir_i in self.irreps_in]
             self.weights.extend(
                 torch.randn(count, mul_o, mul_i) for count, (mul_i, _) in zip(counts, self.irreps_in, strict=True)
             )
-            filters = sum(count * mul_i for count, (mul_i, _) in zip(counts, self.irreps_in, strict=True))
-            if mul_o and not filters:  # these features would be 0 at every voxel
+            number = sum(count * mul_i for count, (mul_i, _) in zip(counts, self.irreps_in, strict=True))
+            if mul_o and not number:  # these features would be 0 at every voxel
                 raise ValueError(
                     f"irreps_out has {mul_o}x{ir_o}, but no filter of kernel_size {kernel_size} with limits {limits} "
                     f"leads there from {self.irreps_in}; leave {ir_o} out or enlarge kernel_size"
                 )
-            self.scale.append((ir_o.dim / max(filters, 1)) ** 0.5)  # keeps the variance of white noise
+            self.scale.append((ir_o.dim / max(number, 1)) ** 0.5)  # keeps the variance of white noise
         self.bias = nn.Parameter(torch.zeros(self.irreps_out.count("0e")))
         self._kernels = KernelCache()
 
@@ -124,16 +124,16 @@ class SteerableConv3d(nn.Module):
         """Return how far it sees."""
         return ReceptiveField.of_kernel(self.kernel_size, self.stride)
 
-    def basis(self, l_out: int, l_in: int) -> Tensor:
+    def filters(self, l_out: int, l_in: int) -> Tensor:
         """Return the sampled filters between two degrees, shape (B, 2 l_out + 1, 2 l_in + 1, N)."""
-        return getattr(self, f"basis_{l_out}_{l_in}")
+        return getattr(self, f"filters_{l_out}_{l_in}")
 
     def grid_kernel(self) -> Tensor:
         """Return the conv3d weight, shape (irreps_out.dim, irreps_in.dim, X, Y, Z)."""
         weights, rows = iter(self.weights), []
         for (_, ir_o), scale in zip(self.irreps_out, self.scale, strict=True):
             blocks = [
-                torch.einsum("bvu,boin->vouin", scale * next(weights), self.basis(ir_o.l, ir_i.l)).flatten(2, 3)
+                torch.einsum("bvu,boin->vouin", scale * next(weights), self.filters(ir_o.l, ir_i.l)).flatten(2, 3)
                 for _, ir_i in self.irreps_in
             ]
             rows.append(torch.cat(blocks, dim=2).flatten(0, 1))

@@ -228,9 +228,6 @@ def test_gradual_options_must_fit():
         GradualPQNet(["2x0e"], [7, 3])
     with pytest.raises(ValueError, match="q_counts asks for 7 q-vectors but the scan has 5"):
         GradualPQNet(["2x0e"], [7], "2x0e", [], kernel_size=3)(torch.zeros(1, 5, 3, 3, 3), random_scheme(4, 1.0))
-    for q_counts in ([3, 5], [5, 0]):
-        with pytest.raises(ValueError, match="q_counts must be at least 1 and never rise"):
-            GradualPQNet(["2x0e", "2x0e"], q_counts, num_q=[3, 2, 2])
     with pytest.raises(ValueError, match="irreps_reduction must have even labels"):
         GradualPQNet(["2x0e"], [5], "2x0o")
 
@@ -242,7 +239,6 @@ def test_gradual_options_must_fit():
         ({"reduction": "max"}, 'reduction must be "length" or "mean"'),
         ({"nonlinearity": "relu"}, "nonlinearity must be"),
         ({"normalization": "layer"}, "normalization must be"),
-        ({"dropout": 1.0}, "dropout must be a probability below 1"),
         ({"irreps_in": "1x1o"}, "irreps_in must have even labels"),
         ({"irreps_pq": ["2x0o"]}, "irreps_pq must have even labels"),
         ({"irreps_p": ["2x0e", "1x1o"]}, "irreps_p must have even labels"),
@@ -256,19 +252,9 @@ def test_options_that_cannot_be_right_are_refused(options, words):
         network(options)
 
 
-@pytest.mark.parametrize(
-    ("channels", "kernel_size", "words"),
-    [
-        ([6, 4, 1], 4, "kernel_size must be odd, so that the output is as large as the image, got 4"),
-        ([6, 4, 1], 0, "kernel_size must be odd"),
-        ([6], 3, "channels must be the numbers of the input and of at least one layer"),
-        ([], 3, "channels must be"),
-        ([6, 0, 1], 3, "each 1 or more"),
-    ],
-)
-def test_an_ordinary_network_that_cannot_be_right_is_refused(channels, kernel_size, words):
-    with pytest.raises(ValueError, match=words):
-        PlainCNN(channels, kernel_size=kernel_size)
+def test_an_ordinary_network_with_an_even_kernel_is_refused():
+    with pytest.raises(ValueError, match="kernel_size must be odd, so that the output is as large as the image, got 4"):
+        PlainCNN([6, 4, 1], kernel_size=4)
 
 
 def test_the_state_dict_holds_parameters_alone():

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from eqdmri_monai.nn.grid_conv import kernel_lattice
-from eqdmri_monai.nn.steerable_conv import SteerableConv3d, band_limits, steerable_basis
+from eqdmri_monai.nn.steerable_conv import SteerableConv3d, band_limits, sampled_filters
 from eqdmri_monai.symmetry import cube_rotations, turn_features
 
 LATTICE = {size: kernel_lattice(size, (1.0, 1.0, 1.0)) for size in (3, 5, 7)}
@@ -13,28 +13,28 @@ def test_filters_have_unit_norm_and_are_as_many_as_the_paper_counts(size):
     """B is the sum over shells of the degrees between |j - l| and min(j + l, J_max) (3.5.1)."""
     for j in range(4):
         for l in range(4):
-            basis = steerable_basis(j, l, LATTICE[size][0].double(), band_limits(size))
+            filters = sampled_filters(j, l, LATTICE[size][0].double(), band_limits(size))
             expected = sum(max(0, min(j + l, limit) - abs(j - l) + 1) for limit in band_limits(size))
-            assert basis.shape == (expected, 2 * j + 1, 2 * l + 1, size**3)
+            assert filters.shape == (expected, 2 * j + 1, 2 * l + 1, size**3)
             assert expected <= (size // 2 + 1) * (2 * min(j, l) + 1)
-            torch.testing.assert_close(basis.flatten(1).norm(dim=1), torch.ones(expected))
+            torch.testing.assert_close(filters.flatten(1).norm(dim=1), torch.ones(expected))
 
 
 def test_filters_within_the_band_limit_are_independent_on_the_grid():
     for j in range(4):
         for l in range(4):
-            basis = steerable_basis(j, l, LATTICE[5][0].double(), band_limits(5)).flatten(1)
-            assert torch.linalg.matrix_rank(basis, rtol=1e-6) == len(basis)
+            filters = sampled_filters(j, l, LATTICE[5][0].double(), band_limits(5)).flatten(1)
+            assert torch.linalg.matrix_rank(filters, rtol=1e-6) == len(filters)
 
 
 def test_degrees_above_the_band_limit_alias():
     """On the shell of radius 1 of a 3³ grid (26 voxels), degree 3 and more leak into degrees that turn otherwise."""
     lattice = LATTICE[3][0].double()
-    high = steerable_basis(4, 0, lattice, (0, 4)).flatten(1)
-    low = steerable_basis(0, 0, lattice, (0, 0)).flatten(1)
+    high = sampled_filters(4, 0, lattice, (0, 4)).flatten(1)
+    low = sampled_filters(0, 0, lattice, (0, 0)).flatten(1)
     overlap = high.reshape(9, 27) @ low.T  # of single components, zero where harmonics stay orthogonal
     assert overlap.abs().max() > 0.05
-    within = steerable_basis(2, 0, lattice, (0, 2)).reshape(5, 27) @ low.T
+    within = sampled_filters(2, 0, lattice, (0, 2)).reshape(5, 27) @ low.T
     assert within.abs().max() < 1e-12
 
 
@@ -67,8 +67,8 @@ def test_an_output_that_no_filter_reaches_is_refused(irreps_in, irreps_out, opti
 def test_a_kernel_of_one_voxel_has_no_directions_whatever_its_limits():
     lattice, _ = kernel_lattice(1, (1.0, 1.0, 1.0))
     for l in range(4):
-        assert steerable_basis(l, l, lattice, (2,)).shape == (1, 2 * l + 1, 2 * l + 1, 1)
-    assert steerable_basis(1, 0, lattice, (2,)).shape == (0, 3, 1, 1)
+        assert sampled_filters(l, l, lattice, (2,)).shape == (1, 2 * l + 1, 2 * l + 1, 1)
+    assert sampled_filters(1, 0, lattice, (2,)).shape == (0, 3, 1, 1)
     conv = SteerableConv3d("2x0e+1x1e", "1x0e+2x1e", kernel_size=1, limits=(2,))
     assert conv(torch.randn(1, 5, 3, 3, 3)).isfinite().all()
 
