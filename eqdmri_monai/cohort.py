@@ -88,7 +88,7 @@ def map_scans(
             except Exception as e:
                 error = first_cause(e)
                 if isinstance(error, OSError) and error.errno in FULL:
-                    raise
+                    raise OSError(error.errno, error.strerror, str(saving.folder)) from None
                 failed += 1
                 record = {"error": sentence(e), "seconds": round(time.monotonic() - start, 1)}
                 if len(scans) > 1:

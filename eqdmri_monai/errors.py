@@ -35,7 +35,7 @@ def one_line_errors() -> None:
         if logging.getLogger().isEnabledFor(logging.DEBUG):
             sys.__excepthook__(kind, error, traceback)
         elif issubclass(kind, KeyboardInterrupt):
-            print("\ninterrupted; the same command goes on with what is left", file=sys.stderr)
+            print("\ninterrupted", file=sys.stderr)
         else:
             print(f"error: {sentence(error)}", file=sys.stderr)
 

@@ -8,12 +8,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from pydoc import locate
 
+import torch
 from monai.bundle import ComponentLocator, ConfigComponent, ConfigParser
 from monai.bundle.utils import DEFAULT_EXP_MGMT_SETTINGS
 
 # Options that are names of files, or names in a file: never numbers, never code.
 TEXT = frozenset(
-    "dwi dicom datalist section bval bvec mrtrix brain_mask bundle_root output_dir ckpt_dir weights resume".split()
+    "dwi dicom datalist section bval bvec mrtrix brain_mask tractogram reference bundle_root dataset_dir output_dir "
+    "ckpt_dir weights resume cache statistics_file".split()
 )
 # What `monai.bundle run` itself takes.
 OF_RUN = (
@@ -46,7 +48,7 @@ def typed_options(argv: Sequence[str]) -> dict[str, str | None]:
         if not has_value:
             value = words.pop(0) if words and not is_flag(words[0]) else None
         if name in typed:
-            raise ValueError(f"--{name} is given twice; many scans are a list, --datalist")
+            raise ValueError(f"--{name} is given twice" + "; many scans are a list, --datalist" * (name == "dwi"))
         if name in TEXT and not value:
             raise ValueError(f"--{name} has no value")
         typed[name] = value
@@ -99,7 +101,25 @@ def checked_options(options: Mapping, config: Mapping, files: Sequence[Path], *,
         else:
             check_name(name, config, files)
             checked[name] = value if name in TEXT else of_kind(name, value, ConfigParser(dict(config)).get(name))
+        if name == "device":
+            check_device(value)
     return checked
+
+
+def check_device(value: object) -> None:
+    """Refuse a device that is not here.
+
+    Raises
+    ------
+    ValueError
+    """
+    if isinstance(value, str) and is_expression(value):
+        return
+    try:
+        torch.empty(0, device=value)
+    except (RuntimeError, AssertionError, TypeError, ValueError) as e:
+        why = str(e).splitlines()[0].rstrip(".")
+        raise ValueError(f"--device {value}: no such device here ({why}); cpu is always there") from None
 
 
 def check_name(option: str, config: Mapping, files: Sequence[Path]) -> None:
@@ -178,7 +198,7 @@ def of_kind(name: str, value: object, default: object) -> object:
     ValueError
         When the value is of another kind.
     """
-    if isinstance(value, str) and value[:1] in ("$", "@", "%"):
+    if isinstance(value, str) and is_expression(value):
         return value
     if isinstance(default, bool):
         value = {"true": True, "false": False}.get(str(value).lower(), value)
@@ -194,6 +214,11 @@ def of_kind(name: str, value: object, default: object) -> object:
             example = f"[{','.join(map(str, default))}]"
             raise ValueError(f"--{name} must be {len(default)} times {kind_of(like)}, such as {example}, not {value!r}")
     return value
+
+
+def is_expression(value: str) -> bool:
+    """Whether a value is a matter of the config: Python, a reference, or a part of a file."""
+    return value[:1] in ("$", "@", "%")
 
 
 def is_number(value: object, *, like: object) -> bool:

@@ -23,6 +23,7 @@ from monai.transforms import CastToTyped, Compose
 from sklearn.metrics import average_precision_score, roc_auc_score
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from eqdmri_monai.errors import sentence
 from eqdmri_monai.files.nifti import write_nifti
 from eqdmri_monai.files.tables import write_fsl
 from eqdmri_monai.gradients import GradientTable
@@ -145,11 +146,20 @@ def test_sign_of_gradients_and_order_of_volumes_do_not_matter(cohort, phantoms):
     np.testing.assert_allclose(in_ras(b), in_ras(a), rtol=0, atol=1e-5)
 
 
-def test_many_scans_of_different_schemes_run_in_one_call(cohort):
-    options = {"datalist": str(cohort / "scans.json"), "dwi": None}
-    (cohort / "scans.json").write_text(json.dumps({"testing": [{"image": "s0.nii.gz"}, {"image": "s1.nii.gz"}]}))
-    run(["inference.yaml"], weights=str(cohort / "model.pt"), output_dir=str(cohort / "out"), **options)
-    assert len(list((cohort / "out").glob("*_probability.nii.gz"))) == 2
+def test_many_scans_of_different_schemes_run_in_one_call_and_a_bad_one_fails_alone(cohort):
+    items = [{"image": f"{name}.nii.gz"} for name in ("s0", "s0_brain", "s1")]
+    (cohort / "scans.json").write_text(json.dumps({"testing": items}))
+    options = {"weights": str(cohort / "model.pt"), "output_dir": str(cohort / "out")}
+    with pytest.raises(RuntimeError) as error:
+        run(["inference.yaml"], datalist=str(cohort / "scans.json"), **options)
+    assert sentence(error.value) == f"1 of 3 scans have no map; see {cohort}/out/summary.csv"
+    assert {path.name for path in (cohort / "out").glob("*_probability.nii.gz")} == {
+        "s0_probability.nii.gz", "s1_probability.nii.gz",
+    }  # fmt: skip
+    with (cohort / "out" / "summary.csv").open(newline="") as stream:
+        errors = {row["scan"]: row["error"] for row in csv.DictReader(stream)}
+    assert errors.pop("s0_brain").startswith(f"{cohort}/s0_brain.nii.gz: ")
+    assert errors == {"s0": "", "s1": ""}
 
 
 def test_bfloat16_gives_about_the_same(cohort):
@@ -665,24 +675,34 @@ def test_labels_of_another_number_of_classes_are_refused(cohort):
 # --- as a command, from elsewhere
 
 
-def command(cohort, *more) -> subprocess.CompletedProcess:
+def command(cohort, *words) -> subprocess.CompletedProcess:
     options = [f"--{key}={value}" for key, value in SMALL.items()]
     return subprocess.run(
-        [sys.executable, "-m", "monai.bundle", "run", "--config_file", str(CONFIGS / "inference.yaml"),
-         "--bundle_root", str(BUNDLE), "--weights", "model.pt", *options, *more],
+        [sys.executable, "-m", "monai.bundle", "run", *words, "--weights", "model.pt", *options],
         cwd=cohort, capture_output=True, text=True, check=False,
     )  # fmt: skip
 
 
-def test_the_command_runs_from_any_folder(cohort):
-    done = command(cohort, "--dwi", "s0.nii.gz", "--output_dir", "out")
+def test_the_command_runs_from_any_folder_with_any_names(cohort):
+    name, out = "$a b#1,2%'{@dwi}", "20240131"
+    for path in list(cohort.glob("s0.*")):
+        path.rename(cohort / path.name.replace("s0", name, 1))
+    done = command(
+        cohort, "--args_file", str(BUNDLE / "inference.yaml"), "--dwi", f"{name}.nii.gz", f"--output_dir={out}"
+    )
     assert done.returncode == 0, done.stderr
-    assert (cohort / "out" / "s0_probability.nii.gz").exists()
+    assert (cohort / out / f"{name}_probability.nii.gz").exists()
+    record = json.loads((cohort / out / f"{name}_report.json").read_text())
+    assert done.stdout.splitlines()[-1] == (
+        f"{name}: lesions {record['lesions']}, lesion_ml {record['lesion_ml']}, brain_ml {record['brain_ml']}; "
+        f"results are in {cohort}/{out}"
+    )
 
 
-def test_the_command_ends_with_one_sentence_on_bad_input(cohort):
+def test_the_plain_command_ends_with_one_sentence_on_bad_input(cohort):
     (cohort / "s0.nii.gz").write_bytes(gzip.compress(b"nothing"))
-    done = command(cohort, "--dwi", "s0.nii.gz", "--output_dir", "out")
+    plain = ("--config_file", str(CONFIGS / "inference.yaml"), "--bundle_root", str(BUNDLE))
+    done = command(cohort, *plain, "--dwi", "s0.nii.gz", "--output_dir", "out")
     assert done.returncode != 0
     assert "Traceback" not in done.stderr
     assert re.search(r"error: .*s0.nii.gz: not a readable NIfTI file", done.stderr.splitlines()[-1]), done.stderr

@@ -36,6 +36,7 @@ def echo(tmp_path, monkeypatch):
     (tmp_path / "configs").mkdir()
     config = {
         "imports": ["$import json"],
+        "device": "cpu",
         "bundle_root": ".", "dwi": None, "section": "testing", "output_dir": "$@bundle_root + '/eval'",
         "threshold": 0.5, "epochs": 3, "amp": False, "window": [-1, -1, -1], "spacing": [2.0, 2.0, 2.0], "shells": None,
         "network_def": {"_target_": "eqdmri_monai.losses.MaskedBCELoss", "positive_weight": 2.0},
@@ -110,6 +111,9 @@ REFUSED = {
     ("--dwi", ""): "--dwi has no value",
     ("--dwi", "--output_dir", "x"): "--dwi has no value",
     ("--dwi", "a", "--dwi", "b"): "--dwi is given twice; many scans are a list, --datalist",
+    ("--epochs", 1, "--epochs", 2): "--epochs is given twice",
+    ("--device", "cuda:99"): "--device cuda:99: no such device here (",
+    ("--device", "gpu"): "--device gpu: no such device here (Expected one of cpu, cuda, ",
     ("--dwi", "a", "b.nii"): "'b.nii' belongs to no option; put a value that has blanks in quotes",
     ("--threshold", "abc"): "--threshold must be a number, such as 0.5, not 'abc'",
     ("--threshold", "None"): "--threshold must be a number, such as 0.5, not None",
@@ -126,7 +130,9 @@ REFUSED = {
 @pytest.mark.parametrize("words", REFUSED)
 def test_what_cannot_be_meant_is_refused_in_one_sentence(command, echo, words):
     code, line = command("--args_file", "../echo.yaml", *words)
-    assert (code, line) == (1, "error: " + REFUSED[words].format(config="../configs/echo.yaml"))
+    sentence = "error: " + REFUSED[words].format(config="../configs/echo.yaml")
+    assert (code, line[: len(sentence)]) == (1, sentence)
+    assert sentence.endswith(", ") or sentence.endswith("(") or line == sentence
     assert not (echo / "said.json").exists()
 
 
@@ -207,4 +213,4 @@ def test_an_interrupted_command_says_so_without_a_traceback():
     code = "from eqdmri_monai.errors import one_line_errors; one_line_errors(); raise KeyboardInterrupt"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode != 0
-    assert done.stderr.strip() == "interrupted; the same command goes on with what is left"
+    assert done.stderr.strip() == "interrupted"

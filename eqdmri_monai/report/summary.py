@@ -52,14 +52,22 @@ class Summary:
         """
         values = {**record, "scan": scan, "warnings": "; ".join(record.get("warnings", ()))}
         row = {column: str(values.get(column, "")) for column in COLUMNS}
-        with FileLock(self.path.with_name(f".{self.path.name}.lock")):
+        lock = FileLock(self.path.with_name(f".{self.path.name}.lock"))
+        try:
+            lock.acquire()
+        except NotImplementedError:  # a disk without locks; a row that two processes lose comes back with the next run
+            pass
+        try:
             rows = self.rows()
-            if rows.get(scan) == row:
-                return
-            rows[scan] = row
-            text = io.StringIO()
-            writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows[name] for name in sorted(rows))
-            with written_whole(self.path) as part:
-                part.write_text(text.getvalue(), encoding="utf-8", errors="surrogateescape", newline="")
+            if rows.get(scan) != row:
+                self._write({**rows, scan: row})
+        finally:
+            lock.release()
+
+    def _write(self, rows: Mapping[str, Mapping[str, str]]) -> None:
+        text = io.StringIO()
+        writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows[name] for name in sorted(rows))
+        with written_whole(self.path) as part:
+            part.write_text(text.getvalue(), encoding="utf-8", errors="surrogateescape", newline="")

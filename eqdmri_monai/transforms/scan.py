@@ -16,6 +16,7 @@ import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import MapTransform
+from monai.utils import ensure_tuple
 
 from eqdmri_monai.files.nifti import check_nifti, same_grid
 from eqdmri_monai.files.tables import read_table
@@ -104,7 +105,7 @@ class LoadGradientsd(MapTransform):
     ----------
     keys : keys
         Images (Q, X, Y, Z) as `LoadImaged` gives them with ``ensure_channel_first``.
-    shells : sequence of float
+    shells : float or sequence of float
         b-values in s/mm² that every scan must have, within the width of a shell; any scan will do where left out.
 
     Raises
@@ -114,9 +115,12 @@ class LoadGradientsd(MapTransform):
         or none but zeros.
     """
 
-    def __init__(self, keys: KeysCollection, shells: Sequence[float] | None = None):
+    def __init__(self, keys: KeysCollection, shells: float | Sequence[float] | None = None):
         super().__init__(keys)
-        self.shells = shells or ()
+        try:
+            self.shells = () if shells is None else tuple(float(b) for b in ensure_tuple(shells))
+        except (TypeError, ValueError):
+            raise ValueError(f"shells must be b-values in s/mm², such as [1000, 2000], not {shells!r}") from None
 
     def __call__(self, data: Mapping[Hashable, object]) -> dict[Hashable, object]:
         """Return data with the table in the images' meta, as a numpy array (Q, 4)."""

@@ -82,3 +82,11 @@ def test_a_scan_without_a_demanded_shell_is_refused():
     assert load({"image": one})["image"].shape[0] == 7
     with pytest.raises(ValueError, match=r"scan.nii.gz: no shell of b = 1000 s/mm², only 0, 1440"):
         load({"image": other})
+
+
+def test_shells_are_one_b_value_or_several():
+    assert LoadGradientsd("image", shells=1000).shells == (1000.0,)
+    assert LoadGradientsd("image", shells=(1000, 2000)).shells == (1000.0, 2000.0)
+    for wrong in ("abc", [None], [[1000]]):
+        with pytest.raises(ValueError, match=r"shells must be b-values in s/mm², such as \[1000, 2000\], not"):
+            LoadGradientsd("image", shells=wrong)
