@@ -26,7 +26,7 @@ from eqdmri_monai.files.tables import write_fsl
 from eqdmri_monai.files.writing import output_folder, part_of
 from eqdmri_monai.report import SaveReportd
 from eqdmri_monai.simulate import single_shell
-from eqdmri_monai.transforms import CheckScand, LoadGradientsd, SaveTogether
+from eqdmri_monai.transforms import CheckScand, LoadGradientsd, SaveTogether, output
 
 TABLE = single_shell(7, 1000.0, np.random.default_rng(0))
 
@@ -331,9 +331,19 @@ def test_long_names_have_their_maps_and_longer_ones_a_sentence(three, tmp_path):
 # --- killed, and in several processes
 
 
-def child(three, out, delay):
+def slow(put_in_place):
+    def put(*paths):
+        time.sleep(0.01)
+        put_in_place(*paths)
+
+    return put
+
+
+def child(three, out):
+    """Map the list with moments between any two files, so that kills meet them."""
     torch.set_num_threads(1)
-    run(three, out, before=lambda image: time.sleep(delay), progress=False)  # tqdm locks across forks
+    output.put_in_place = slow(output.put_in_place)
+    run(three, out, progress=False)  # tqdm has locks that outlive a killed process
 
 
 def test_killed_at_any_moment_the_same_command_completes_the_list(three, tmp_path):
@@ -342,7 +352,7 @@ def test_killed_at_any_moment_the_same_command_completes_the_list(three, tmp_pat
     run(three, expected)
     chance, context = random.Random(0), multiprocessing.get_context("fork")
     for _ in range(25):
-        process = context.Process(target=child, args=(three, out, 0.01))
+        process = context.Process(target=child, args=(three, out))
         process.start()
         time.sleep(chance.uniform(0, 0.35))
         os.kill(process.pid, signal.SIGKILL)
