@@ -1,4 +1,4 @@
-"""A training that is killed at random moments and goes on by the same command ends as if it had not been."""
+"""Runs that are killed: a training goes on as if it had not been, by the same command; maps are there with reports."""
 
 import json
 import random
@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 import torch
@@ -17,6 +18,7 @@ import torch
 from eqdmri_monai.files.nifti import write_nifti
 from eqdmri_monai.files.tables import write_fsl
 from eqdmri_monai.files.weights import read_state
+from eqdmri_monai.networks import PQNet
 from eqdmri_monai.simulate import make_phantom, single_shell
 
 BUNDLE = Path(__file__).parents[1] / "bundle"
@@ -45,21 +47,27 @@ def options(tmp_path_factory) -> dict:
 
 
 @pytest.fixture(scope="module")
-def train(options, tmp_path_factory) -> Iterator[Callable]:
-    """A function that trains in a folder, until a signal if it is given one; returns exit code and what was printed."""
+def run(tmp_path_factory) -> Iterator[Callable]:
+    """A function that runs the bundle, until a signal if it is given one; returns exit code and what was printed."""
     with subprocess.Popen(
-        [sys.executable, str(Path(__file__).parent / "training_server.py")],
+        [sys.executable, str(Path(__file__).parent / "bundle_server.py")],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
     ) as server:  # fmt: skip
         log = tmp_path_factory.mktemp("log") / "log.txt"
 
-        def train(folder: Path, options=options, **kill) -> tuple[int, str]:
-            task = {"options": options | {"output_dir": str(folder)}, "log": str(log), **kill}
+        def run(config: str, options: dict, **kill) -> tuple[int, str]:
+            task = {"config": config, "options": options, "log": str(log), **kill}
             print(json.dumps(task), file=server.stdin, flush=True)
             return int(server.stdout.readline()), log.read_text()
 
-        yield train
+        yield run
         server.stdin.close()
+
+
+@pytest.fixture(scope="module")
+def train(run, options) -> Callable:
+    """A function that trains in a folder; else like `run`."""
+    return lambda folder, options=options, **kill: run("train.yaml", options | {"output_dir": str(folder)}, **kill)
 
 
 @pytest.fixture(scope="module")
@@ -137,3 +145,32 @@ def test_a_stopped_command_says_how_to_go_on_and_does(train, unbroken, tmp_path)
     assert code == 0
     assert f"{EPOCHS} of {EPOCHS} epochs are done" in log
     same(unbroken[0], tmp_path)
+
+
+def test_a_map_is_never_without_its_report(run, options, tmp_path):
+    """Kills between the moments at which the files of a scan appear."""
+    shared = ("bundle_root", "spacing", "network_def#irreps_pq", "network_def#irreps_p", "network_def#kernel_size")
+    small = {key: options[key] for key in shared}
+    net = PQNet(**{key.split("#")[1]: small[key] for key in shared[2:]}, spacing=small["spacing"])
+    torch.save(net.float().state_dict(), tmp_path / "model.pt")
+    scan = Path(options["datalist"]).parent / "dwi0.nii.gz"
+    mapping = small | {"dwi": str(scan), "weights": str(tmp_path / "model.pt"), "output_dir": str(tmp_path / "out")}
+    code, log = run("inference.yaml", mapping)
+    assert code == 0, log
+    files = {path.name for path in (tmp_path / "out").iterdir()}
+    together = {name for name in files if name.startswith("dwi0")}
+    broken = 0
+    for name in ("dwi0_report.json", "dwi0_brain.nii.gz", "dwi0_lesion.nii.gz"):
+        mapping["output_dir"] = str(out := tmp_path / name)
+        code, log = run("inference.yaml", mapping, signal=signal.SIGKILL, until=str(out / name))
+        assert code in (0, -signal.SIGKILL), log
+        there = {path.name for path in out.iterdir()}
+        broken += there & together != together
+        if "dwi0_probability.nii.gz" in there:
+            assert together <= there
+        for path in out.glob("dwi0*.nii.gz"):
+            assert np.asarray(nib.load(path).dataobj).shape == (14, 16, 12)
+        code, log = run("inference.yaml", mapping)
+        assert code == 0, log
+        assert {path.name for path in out.iterdir()} == files
+    assert broken > 0  # else no kill came between

@@ -1,8 +1,8 @@
-"""A process that has imported everything, and trains in forks of itself, so that a killed run costs no imports.
+"""A process that has imported everything, and runs the bundle in forks of itself, so that killed ones cost no imports.
 
-Each line of its input is a JSON dictionary of a training's options, of a file for what it prints ("log"), and of when
-to send which signal ("after" seconds, or "until" there is a file; "signal"). The answer is the exit code, negative for
-a signal.
+Each line of its input is a JSON dictionary: "config" and "options" of a run, a file for what it prints ("log"), and
+when to send which "signal" ("after" seconds, or "until" there is a file). The answer is the exit code, negative for a
+signal.
 """
 
 import importlib
@@ -18,22 +18,22 @@ from monai.bundle import ConfigWorkflow
 
 from eqdmri_monai.errors import one_line_errors
 
-for room in ("networks", "transforms", "inferers", "losses", "metrics"):  # what the config names
+for room in ("networks", "transforms", "inferers", "losses", "metrics", "cohort"):  # what the config names
     importlib.import_module(f"eqdmri_monai.{room}")
 importlib.import_module("torch.utils.tensorboard")
 
 CONFIGS = Path(__file__).parents[1] / "bundle" / "configs"
 
 
-def train(options: dict, log: str) -> int:
-    """Train as the command does, and return its exit code."""
+def run(config: str, options: dict, log: str) -> int:
+    """Run as the command does, and return its exit code."""
     with Path(log).open("w") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     one_line_errors()
     warnings.simplefilter("ignore")
     try:
-        workflow = ConfigWorkflow(str(CONFIGS / "train.yaml"), logging_file=False, workflow_type="train", **options)
+        workflow = ConfigWorkflow(str(CONFIGS / config), logging_file=False, **options)
         for step in (workflow.initialize, workflow.run, workflow.finalize):
             step()
     except SystemExit as end:
@@ -64,7 +64,7 @@ def main() -> None:
         task = json.loads(line)
         child = os.fork()
         if child == 0:
-            os._exit(train(task["options"], task["log"]))
+            os._exit(run(task["config"], task["options"], task["log"]))
         print(watched(child, task.get("signal"), task.get("after", 0.0), task.get("until")), flush=True)
 
 
