@@ -13,6 +13,7 @@ those left out.
 
 import argparse
 import csv
+import hashlib
 import itertools
 import json
 import math
@@ -48,7 +49,7 @@ SIZES = {"small": (0, 0.2), "middle": (0.2, 1.0), "large": (1.0, math.inf)}  # m
 class Run:
     """One training: a contender, its data, the scanner left out, a seed, how many steps, and how long ones.
 
-    The learning rate is that of the contender's config where it is "own".
+    The learning rate is that of the contender's config where it is "own"; the cohort is named by a hash of its list.
     """
 
     contender: str
@@ -56,7 +57,8 @@ class Run:
     left_out: str
     seed: int
     steps: int
-    learning_rate: str = "own"
+    learning_rate: str
+    cohort: str
 
     @property
     def name(self) -> str:
@@ -76,11 +78,12 @@ def main() -> None:
     parser.add_argument("--set", nargs="*", default=[], help="of the configs, such as crops=8 amp=True; in every run")
     options = parser.parse_args()
 
-    rows = json.loads((options.folder / "cohort" / "scans.json").read_text())
+    listed = (options.folder / "cohort" / "scans.json").read_bytes()
+    rows, cohort = json.loads(listed), hashlib.sha256(listed).hexdigest()[:8]
     options.results.mkdir(parents=True, exist_ok=True)
     scanners = options.left_out or sorted({row["scanner"] for row in rows})
     settings = dict(word.split("=", 1) for word in options.set)
-    for run in planned(options.plan, scanners, options.steps):
+    for run in planned(options.plan, scanners, options.steps, cohort):
         if run.contender not in (options.contenders or [run.contender]):
             continue
         if finished(run, options.results / ("schemes.csv" if options.schemes else "runs.csv")):
@@ -91,14 +94,14 @@ def main() -> None:
         do(run, rows, options.folder, options.results, settings, schemes=options.schemes)
 
 
-def planned(plan: Path, scanners: list[str], steps: int) -> Iterator[Run]:
+def planned(plan: Path, scanners: list[str], steps: int, cohort: str) -> Iterator[Run]:
     """Yield the runs of a plan; each once, though it may answer several questions."""
     seen = set()
     for line in yaml.safe_load(plan.read_text()):
         rates = [str(rate) for rate in line.get("learning_rates", ["own"])]
         for words in itertools.product(line["seeds"], line["data"], rates, line["contenders"], scanners):
             seed, data, rate, contender, scanner = words
-            run = Run(contender, data, scanner, seed, steps, rate)
+            run = Run(contender, data, scanner, seed, steps, rate, cohort)
             if run not in seen:
                 seen.add(run)
                 yield run

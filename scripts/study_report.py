@@ -68,10 +68,10 @@ def tables(runs: list[dict], scans: list[dict]) -> str:
 
 
 def grouped(rows: Iterable[dict]) -> dict[tuple, list[dict]]:
-    """Return lines by contender, data and steps."""
+    """Return lines by contender, data, steps, learning rate and cohort."""
     out = defaultdict(list)
     for row in rows:
-        out[row["contender"], row["data"], int(row["steps"]), row.get("learning_rate", "own")].append(row)
+        out[row["contender"], row["data"], int(row["steps"]), row["learning_rate"], row["cohort"]].append(row)
     return dict(sorted(out.items()))
 
 
@@ -107,12 +107,9 @@ def markdown(header: list[str], rows: list[list[str]]) -> str:
 
 
 def name_of(key: tuple) -> str:
-    contender, data, steps, rate = key
-    return (
-        f"{contender}, {data}"
-        + (f", {steps} steps" if contender != "boosting" else "")
-        + ("" if rate == "own" else f", rate {rate}")
-    )
+    contender, data, steps, rate, cohort = key
+    trained = "" if contender == "boosting" else f", {steps} steps" + ("" if rate == "own" else f", rate {rate}")
+    return f"{contender}, {data}{trained}, {cohort}"
 
 
 def show(value: float, digits: int = 3) -> str:
@@ -133,7 +130,7 @@ def table_of_heads(scans: list[dict]) -> str:
                 f"{show(mean)} ± {show(half)}",
             ]
         )
-    return markdown(["contender, data", "seeds", *HEADS, "mean"], rows)
+    return markdown(["contender, data, cohort", "seeds", *HEADS, "mean"], rows)
 
 
 def table_of_scores(runs: list[dict], scans: list[dict]) -> str:
@@ -149,7 +146,7 @@ def table_of_scores(runs: list[dict], scans: list[dict]) -> str:
         cells.append(show(float(np.mean([float(line["training_seconds"]) for line in mine])) / 60, 0) if mine else "–")
         cells.append(mine[0]["training_gb"] if mine else "–")
         rows.append(cells)
-    header = ["contender, data", "AUC", "Dice", "lesions found", "found that are true", "calibration error"]
+    header = ["contender, data, cohort", "AUC", "Dice", "lesions found", "found that are true", "calibration error"]
     return markdown([*header, "ml in healthy heads", "parameters", "minutes a training", "GB"], rows)
 
 
@@ -167,7 +164,7 @@ def table_of_classes(scans: list[dict]) -> str:
         *(f"AP {c}" for c in classes),
         *(f"found {c}" for c in (*classes, "below 0.2 ml", "0.2–1 ml", "above 1 ml")),
     ]
-    return markdown(["contender, data", *header], rows)
+    return markdown(["contender, data, cohort", *header], rows)
 
 
 def table_of_turns(scans: list[dict]) -> str:
@@ -180,7 +177,7 @@ def table_of_turns(scans: list[dict]) -> str:
             turned = by_head([line for line in ours if Path(line["view"]).name in TURNED], number("average_precision"))
             cells += [show(straight.get(head, math.nan)), show(turned.get(head, math.nan))]
         rows.append(cells)
-    return markdown(["contender, data", *(f"{h} {w}" for h in FIRST_VIEWS for w in ("first", "turned"))], rows)
+    return markdown(["contender, data, cohort", *(f"{h} {w}" for h in FIRST_VIEWS for w in ("first", "turned"))], rows)
 
 
 def figure_of_heads(scans: list[dict], file: Path) -> None:

@@ -80,7 +80,7 @@ def test_a_run_is_scored_on_the_head_left_out_and_not_done_again(study, folder, 
     words += ["--set", "crop_size=[16,16,16]", "crops=2"]
     monkeypatch.setattr(sys, "argv", ["study.py", str(folder), *map(str, words)])
     study.main()
-    assert f"{contender}_both_scanner a_0_2_own" in capsys.readouterr().out
+    assert f"{contender}_both_scanner a_0_2_own_" in capsys.readouterr().out
     (run,) = lines(results / "runs.csv", contender)
     assert (run["heads"], run["scans"]) == ("a", "2")
     assert 0 < float(run["average_precision"]) <= 1
@@ -98,7 +98,7 @@ def test_a_plan_gives_each_run_once(study, tmp_path):
         "- { question: 1, contenders: [a, b], data: [both], seeds: [0] }\n"
         "- { question: 3, contenders: [a], data: [both, simulated], seeds: [0, 1], learning_rates: [own, 0.01] }\n"
     )
-    runs = list(study.planned(tmp_path / "plan.yaml", ["s", "t"], 7))
+    runs = list(study.planned(tmp_path / "plan.yaml", ["s", "t"], 7, "1a2b"))
     assert len(runs) == len(set(runs)) == 4 + 16 - 2
     assert len({run.name for run in runs}) == len(runs)
 
@@ -111,7 +111,7 @@ def test_training_data_is_as_asked(study):
     ]
 
     def chosen(data: str) -> list[dict]:
-        return study.training_rows(rows, study.Run("any", data, "s0", 0, 1))
+        return study.training_rows(rows, study.Run("any", data, "s0", 0, 1, "own", "1a2b"))
 
     assert len(chosen("both")) == 120
     assert {row["kind"] for row in chosen("simulated")} == {"simulated"}

@@ -23,7 +23,13 @@ CLASSES = ("faint", "medium", "strong", "small", "middle", "large")
 @pytest.fixture
 def scans():
     same = {"contender": "boosting", "data": "both", "left_out": "x", "seed": "0", "steps": "400", "auc": "0.9"}
-    same |= {"learning_rate": "own", "dice": "0.3", "lesion_sensitivity": "0.6", "lesion_precision": "0.5"}
+    same |= {
+        "learning_rate": "own",
+        "cohort": "1a2b",
+        "dice": "0.3",
+        "lesion_sensitivity": "0.6",
+        "lesion_precision": "0.5",
+    }
     same |= {"calibration_error": "0.01", "predicted_ml": "2.5"}
     same |= {f"{what}_{name}": "0.5" for what in ("average_precision", "lesion_sensitivity") for name in CLASSES}
     rows = [
@@ -69,5 +75,8 @@ def test_each_finished_run_has_one_line():
         pytest.skip("no run is finished yet")
     with file.open() as lines:
         rows = list(csv.DictReader(lines))
-    keys = [tuple(row[k] for k in ("contender", "data", "left_out", "seed", "steps", "learning_rate")) for row in rows]
+    keys = [
+        tuple(row[k] for k in ("contender", "data", "left_out", "seed", "steps", "learning_rate", "cohort"))
+        for row in rows
+    ]
     assert len(set(keys)) == len(keys)
