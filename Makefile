@@ -31,10 +31,10 @@ test: all
 test-slow: all
 	$(BIN)/python -m pytest -m slow
 
-# results/study holds what is finished; a run that has its line there is not done again. STEPS=20000 is the long form.
+# A run that has its line in results/study is not done again. Long form, for a GPU: make study STEPS=20000 FORM=--long
 study: all
 	$(BIN)/python scripts/make_cohort.py study/cohort --data $(DATA)
-	$(BIN)/python scripts/study.py study --steps $(STEPS)
+	$(BIN)/python scripts/study.py study --steps $(STEPS) $(FORM)
 	$(BIN)/python scripts/study_report.py
 
 clean:

@@ -1,7 +1,8 @@
 """The study: every contender is trained with one scanner left out and scored on that scanner's heads, in turn.
 
     python scripts/make_cohort.py study/cohort --data folder/of/scans
-    python scripts/study.py study --steps 400   # short form, two cores; --steps 20000 is the long one, on a GPU
+    python scripts/study.py study --steps 400            # short form, two cores
+    python scripts/study.py study --steps 20000 --long   # long form, a GPU
     python scripts/study.py study --steps 20000 --contenders pq_unet --left_out none   # weights to ship: all heads
     python scripts/study.py study --schemes   # what was trained, on the same heads with other gradient schemes
 
@@ -72,6 +73,7 @@ def main() -> None:
     parser.add_argument("--plan", type=Path, default=CONFIGS / "plan.yaml")
     parser.add_argument("--results", type=Path, default=ROOT / "results" / "study")
     parser.add_argument("--steps", type=int, default=400, help="of training, each of four crops of one scan")
+    parser.add_argument("--long", action="store_true", help="all lines of the plan")
     parser.add_argument("--contenders", nargs="*", help="these alone")
     parser.add_argument("--left_out", nargs="*", help="these scanners alone")
     parser.add_argument("--schemes", action="store_true", help="score finished runs on other schemes: schemes.csv")
@@ -83,7 +85,7 @@ def main() -> None:
     options.results.mkdir(parents=True, exist_ok=True)
     scanners = options.left_out or sorted({row["scanner"] for row in rows})
     settings = dict(word.split("=", 1) for word in options.set)
-    for run in planned(options.plan, scanners, options.steps, cohort):
+    for run in planned(options.plan, scanners, options.steps, cohort, long=options.long):
         if run.contender not in (options.contenders or [run.contender]):
             continue
         if finished(run, options.results / ("schemes.csv" if options.schemes else "runs.csv")):
@@ -94,10 +96,12 @@ def main() -> None:
         do(run, rows, options.folder, options.results, settings, schemes=options.schemes)
 
 
-def planned(plan: Path, scanners: list[str], steps: int, cohort: str) -> Iterator[Run]:
+def planned(plan: Path, scanners: list[str], steps: int, cohort: str, *, long: bool) -> Iterator[Run]:
     """Yield the runs of a plan; each once, though it may answer several questions."""
     seen = set()
     for line in yaml.safe_load(plan.read_text()):
+        if line.get("form") == "long" and not long:
+            continue
         rates = [str(rate) for rate in line.get("learning_rates", ["own"])]
         for words in itertools.product(line["seeds"], line["data"], rates, line["contenders"], scanners):
             seed, data, rate, contender, scanner = words

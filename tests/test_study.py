@@ -97,10 +97,17 @@ def test_a_plan_gives_each_run_once(study, tmp_path):
     (tmp_path / "plan.yaml").write_text(
         "- { question: 1, contenders: [a, b], data: [both], seeds: [0] }\n"
         "- { question: 3, contenders: [a], data: [both, simulated], seeds: [0, 1], learning_rates: [own, 0.01] }\n"
+        "- { form: long, question: 1, contenders: [c], data: [both], seeds: [0] }\n"
     )
-    runs = list(study.planned(tmp_path / "plan.yaml", ["s", "t"], 7, "1a2b"))
+    runs = list(study.planned(tmp_path / "plan.yaml", ["s", "t"], 7, "1a2b", long=False))
     assert len(runs) == len(set(runs)) == 4 + 16 - 2
     assert len({run.name for run in runs}) == len(runs)
+    assert len(list(study.planned(tmp_path / "plan.yaml", ["s", "t"], 7, "1a2b", long=True))) == len(runs) + 2
+
+
+def test_every_contender_of_the_plan_has_its_file(study):
+    runs = list(study.planned(study.CONFIGS / "plan.yaml", ["s"], 1, "1a2b", long=True))
+    assert {run.contender for run in runs} == {file.stem for file in study.CONFIGS.glob("*.yaml")} - {"plan", "study"}
 
 
 def test_training_data_is_as_asked(study):
