@@ -191,7 +191,7 @@ def texts(node: object) -> Iterator[str]:
 def of_kind(name: str, value: object, default: object) -> object:
     """Return a value of the kind of `default`; one number stands for all where numbers are needed.
 
-    Any value will do in place of text, nothing, or a part of the config; and an expression in place of anything.
+    Any value will do in place of text or nothing, and an expression in place of anything.
 
     Raises
     ------
@@ -213,6 +213,8 @@ def of_kind(name: str, value: object, default: object) -> object:
         if not fits or not all(is_number(x, like=like) for x in value):
             example = f"[{','.join(map(str, default))}]"
             raise ValueError(f"--{name} must be {len(default)} times {kind_of(like)}, such as {example}, not {value!r}")
+    elif isinstance(default, Mapping | list) and not isinstance(value, Mapping | list | tuple | None):
+        raise ValueError(f"--{name} is a part of the config and cannot be {value!r}; --{name}#… changes what is in it")
     return value
 
 

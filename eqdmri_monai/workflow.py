@@ -85,6 +85,8 @@ class Workflow(ConfigWorkflow):
                 if run_id == "run"
                 else f"{run_id!r} belongs to no option; put a value that has blanks in quotes"
             )
+        if isinstance(meta_file, str) and not Path(meta_file).is_file():  # MONAI goes on without
+            raise FileNotFoundError(f"{meta_file}: no such file")
         if typed:
             # fire makes a=False of --noa, and MONAI drops None; what is named here and not typed is of the args file
             from_file = {k: v for k, v in override.items() if k not in typed and f"no{k}" not in typed}

@@ -119,6 +119,10 @@ REFUSED = {
     ("--threshold", "None"): "--threshold must be a number, such as 0.5, not None",
     ("--threshold", "1e999"): "--threshold must be a number, such as 0.5, not inf",
     ("--epochs", 2.5): "--epochs must be a whole number, such as 3, not 2.5",
+    ("--network_def", 5): "--network_def is a part of the config and cannot be 5; --network_def#… changes what is "
+    "in it",
+    ("--window", "x"): "--window must be 3 times a whole number, such as [-1,-1,-1], not 'x'",
+    ("--meta_file", "none.json"): "none.json: no such file",
     ("--amp", "maybe"): "--amp must be True or False, not 'maybe'",
     ("--window", "[32,32]"): "--window must be 3 times a whole number, such as [-1,-1,-1], not [32, 32]",
     ("--spacing", "[2,2,x]"): "--spacing must be 3 times a number, such as [2.0,2.0,2.0], not [2, 2, 'x']",

@@ -49,6 +49,11 @@ class SaveReportd(MapTransform):
         What else decides a map, for the record; of these ``threshold`` is what was counted as lesion.
     details : mapping
         What else the record says, of no weight for the map, such as windows that give the result of one pass.
+
+    Raises
+    ------
+    ValueError
+        When the threshold is no probability, or 0, which would make all that is outside the brain a lesion.
     """
 
     def __init__(
@@ -64,6 +69,8 @@ class SaveReportd(MapTransform):
         super().__init__(keys)
         self.output_dir, self.data_root_dir = output_dir, data_root_dir
         self.weights, self.settings, self.details = weights, dict(settings), dict(details)
+        if not 0 < self.settings["threshold"] <= 1:
+            raise ValueError(f"threshold must be a probability above 0, such as 0.5, not {self.settings['threshold']}")
         self.start = time.monotonic()
 
     def __call__(self, data: Mapping[Hashable, object]) -> dict[Hashable, object]:

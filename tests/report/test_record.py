@@ -52,6 +52,13 @@ def test_the_report_measures_the_lesions_and_names_nothing_but_the_file(phantom,
     assert save.outputs({"image": str(scan)}) == [out / "dwi_report.json", out / "dwi_report.png"]
 
 
+@pytest.mark.parametrize("threshold", [-1, 0, 1.5, float("nan")])
+def test_a_threshold_that_is_no_probability_is_refused(threshold):
+    common = {"output_dir": "out", "data_root_dir": ".", "weights": "model.pt", "details": {}}
+    with pytest.raises(ValueError, match=r"threshold must be a probability above 0, such as 0\.5, not"):
+        SaveReportd("pred", settings={"threshold": threshold}, **common)
+
+
 def test_what_decides_a_map_is_in_its_identity(tmp_path):
     names = ("model.pt", "dwi.nii", "dwi.bval", "dwi.bvec", "brain.nii")
     for name in names:
@@ -63,7 +70,7 @@ def test_what_decides_a_map_is_in_its_identity(tmp_path):
             output_dir="out",
             data_root_dir=str(tmp_path),
             weights=str(tmp_path / "model.pt"),
-            settings={"a": 1},
+            settings={"threshold": 0.5},
             details={},
         )
         return save.identity({"image": str(tmp_path / "dwi.nii"), **files})
