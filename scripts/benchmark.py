@@ -3,12 +3,16 @@
 python scripts/benchmark.py                             # a table; about half an hour on 2 cores
 python scripts/benchmark.py --quick                     # one small size, a minute
 python scripts/benchmark.py --data scans --json out.json
+python scripts/benchmark.py --cases points              # convolutions of points by their number; minutes
 
 The dense form (Müller et al., B.4) is one conv3d from all volumes to all volumes. It is shown at its best: with a free
 kernel in place of one that is built from weights, in the faster of two memory formats; gates, sum over q and layers
 over p as in ours. Ours builds all kernels from the weights in every step. Ratios are to the dense form in fp32 with the
 same voxels and volumes in the same run, below 1 where ours needs less. The bound is the ratio of multiply-adds of
 direct convolutions; ours convolves in Fourier space where that is faster, and may come below it.
+
+On points, `LieConv` keeps N·k pairs and makes no matrix for any of them (the PointConv trick); the naive form makes one
+for each pair. Time and memory of both, and of `PointConv`, grow linearly with the number of points.
 
 Every measurement has a process of its own: memory first (one step, above what the process had before it), then the
 median time after a warm-up. The image does not require a gradient; the loss is the mean square of the logits.
@@ -37,8 +41,11 @@ from e3nn import o3
 from torch import Tensor, nn
 
 from eqdmri_monai.bases import Radial
+from eqdmri_monai.groups import SE3
+from eqdmri_monai.neighbours import euclidean, knn, take
 from eqdmri_monai.networks import PQNet
-from eqdmri_monai.nn import Gate, PConv, PQConv, QLengthPool
+from eqdmri_monai.nn import Gate, LieConv, PConv, PointConv, PQConv, QLengthPool
+from eqdmri_monai.nn.lie_conv import LiePairs, lie_pairs
 from eqdmri_monai.precision import bfloat16_is_fast, cpu_flags
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -47,7 +54,8 @@ TAPS = 5**3
 MODELS = {"paper": Radial(num_q=16, num_reduction=39), "bundle": Radial()}  # Table 2, l_TP1_1+4; our default
 SCANS = ("dwi_philips_elition16_t1", "dwi_philips_bangalore32")
 COMMON = {"size": 24, "directions": 42, "shells": 1, "b0": 0, "antipodal": True, "bf16": False, "recompute": False}
-CASES = ("roof", "networks", "kernels", "volumes", "scans")
+CASES = ("roof", "networks", "kernels", "volumes", "scans", "points")
+NEIGHBOURS, CHANNELS = 25, 32  # of points
 
 
 class DenseNet(nn.Module):
@@ -240,7 +248,44 @@ def scan(case: dict) -> dict[str, float]:
     return {"shape": list(image.shape[1:]), "forward_s": seconds(forward, case["repeats"], device), "peak_MB": memory}
 
 
-MEASUREMENTS = {"roof": roof, "network": network, "kernels": kernels, "prepare": prepare, "scan": scan}
+def points(case: dict) -> dict[str, float]:
+    """Measure one convolution of a cloud of points whose neighbours are known."""
+    places = torch.rand(1, case["points"], 3)
+    mask = torch.ones(1, case["points"], dtype=torch.bool)
+    near = knn(euclidean(places), NEIGHBOURS, mask=mask, centres=mask, own=case["model"] != "PointConv")
+    if case["model"] == "PointConv":
+        irreps = "8x0e+8x1e"  # 32 channels as well
+        conv, x = PointConv(irreps, irreps, radius=1.0, z=NEIGHBOURS), torch.randn(1, CHANNELS, case["points"])
+        forward = lambda: conv(x, places, near)  # noqa: E731
+    else:
+        conv, x = LieConv(CHANNELS, CHANNELS, SE3()), torch.randn(1, CHANNELS, case["points"])
+        elements = SE3().lift(places)
+        pairs = lie_pairs(SE3(), elements, elements, near)
+        forward = (lambda: conv(x, pairs)) if case["model"] == "trick" else (lambda: naive(conv, x, pairs))
+
+    def step() -> None:
+        conv.zero_grad()
+        forward().square().mean().backward()
+
+    return timed(forward, step, case)
+
+
+def naive(conv: LieConv, x: Tensor, pairs: LiePairs) -> Tensor:
+    """Return what a LieConv gives, by a matrix for each pair."""
+    weight = conv.out.weight.unflatten(1, (-1, x.shape[1]))  # [o, s, c]
+    matrices = torch.einsum("bmks,osc->bmkoc", conv.kernel(pairs), weight)
+    share = pairs.mask / pairs.mask.sum(-1, keepdim=True)
+    return torch.einsum("bmk,bmkoc,bmkc->bom", share, matrices, take(x.mT, pairs.index)) + conv.out.bias[:, None]
+
+
+MEASUREMENTS = {
+    "roof": roof,
+    "network": network,
+    "kernels": kernels,
+    "prepare": prepare,
+    "scan": scan,
+    "points": points,
+}
 
 
 def run(case: dict) -> dict:
@@ -298,6 +343,15 @@ def scans(folder: Path, prepared: Path) -> list[dict]:
     return cases
 
 
+def clouds() -> list[dict]:
+    """List convolutions of clouds by their number of points."""
+    return [
+        {**COMMON, "measure": "points", "model": model, "points": count}
+        for model in ("trick", "naive", "PointConv")
+        for count in (175, 350, 700, 1400, 2800)
+    ]
+
+
 def plain(case: dict) -> bool:
     """Return whether a case is one of the few that `--quick` keeps."""
     return not any(case.get(name) for name in ("bf16", "b0", "channels_last", "recompute")) and case.get(
@@ -336,7 +390,9 @@ def machine() -> dict:
 def line(result: dict) -> str:
     """Return one line of the tables."""
     text = f"{result['measure']:8}"
-    if result["measure"] != "roof":
+    if result["measure"] == "points":
+        text = f"{result['model']:10}{result['points']:6} points  "
+    elif result["measure"] != "roof":
         options = ("channels_last",) if result["model"] == "dense" else ("antipodal", "recompute")
         marks = [name for name in options if result.get(name)]
         where = Path(result["scan"]).parent.name if "scan" in result else f"{result['size']}³"
@@ -385,6 +441,7 @@ def main() -> None:
             "kernels": [("Kernels alone", [{**COMMON, "measure": "kernels", "model": model} for model in MODELS])],
             "networks": [(header, networks(size)) for size in options.sizes[: 1 if quick else None]],
             "volumes": [(header, volumes(options.sizes[0]))],
+            "points": [("Points", clouds())],
             "scans": [("Whole brains", scans(options.data, Path(prepared)))] if options.data else [],
         }
         results: list[dict] = []

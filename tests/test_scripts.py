@@ -105,6 +105,20 @@ def test_benchmark_leaves_bfloat16_out_where_it_would_take_minutes(
     assert ("bfloat16 is left out; this CPU has no instructions for it" in capsys.readouterr().out) != with_bf16
 
 
+def test_benchmark_of_points_compares_two_forms_of_one_convolution(benchmark):
+    places, x = torch.rand(1, 30, 3), torch.randn(1, 32, 30)
+    conv, elements = benchmark.LieConv(32, 32, benchmark.SE3()), benchmark.SE3().lift(places)
+    mask = torch.ones(1, 30, dtype=torch.bool)
+    near = benchmark.knn(benchmark.euclidean(places), 5, mask=mask, centres=mask, own=True)
+    pairs = benchmark.lie_pairs(benchmark.SE3(), elements, elements, near)
+    torch.testing.assert_close(benchmark.naive(conv, x, pairs), conv(x, pairs))
+    case = {**benchmark.COMMON, "measure": "points", "points": 40, "device": "cpu", "repeats": 1, "threads": 1}
+    for model in ("trick", "naive", "PointConv"):
+        result = {**case, "model": model, **benchmark.points({**case, "model": model})}
+        assert min(result["forward_s"], result["step_s"]) > 0
+        assert "40 points" in benchmark.line(result)
+
+
 @pytest.mark.slow
 def test_shapes_learned_in_one_orientation_are_recognised_in_all():
     torch.set_default_dtype(torch.float32)
