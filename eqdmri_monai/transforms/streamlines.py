@@ -150,22 +150,24 @@ class RandTruncateStreamlinesd(RandomizableTransform, MapTransform):
     keys : keys
         Streamlines (S, P, 3).
     prob : float
-        With which a streamline is cut.
+        With which a head has streamlines that are cut: a share of them that is drawn evenly from 0 to 1.
     most : float
-        Share of a streamline that is cut off at most.
+        Share of a streamline that is cut off at most, drawn evenly from 0.
     """
 
-    def __init__(self, keys: KeysCollection, *, prob: float = 0.2, most: float = 0.3):
+    def __init__(self, keys: KeysCollection, *, prob: float = 0.7, most: float = 0.4):
         MapTransform.__init__(self, keys)
-        RandomizableTransform.__init__(self, 1.0)
-        self.share, self.most = prob, most
+        RandomizableTransform.__init__(self, prob)
+        self.most = most
 
     def __call__(self, data: Mapping[Hashable, object]) -> dict[Hashable, object]:
         """Return data with some streamlines shorter; all keep their number of points."""
         d = dict(data)
-        for key in self.key_iterator(d):
+        self.randomize(None)
+        for key in self.key_iterator(d) if self._do_transform else ():
             lines = d[key]
-            cut = torch.from_numpy((self.R.rand(len(lines)) < self.share) * self.R.uniform(0, self.most, len(lines)))
+            chosen = self.R.rand(len(lines)) < self.R.rand()
+            cut = torch.from_numpy(chosen * self.R.uniform(0, self.most, len(lines)))
             flip = torch.from_numpy(self.R.rand(len(lines)) < 0.5)
             d[key] = truncated(lines, cut, flip)
         return d
