@@ -21,6 +21,12 @@ def cube_rotations() -> list[Tensor]:
     return [R for R in signed if torch.linalg.det(R) > 0]
 
 
+def quarter_turns() -> list[Tensor]:
+    """Return the quarter turns about x, y and z, each (3, 3), float64; all `cube_rotations` are products of these."""
+    about_z = torch.tensor([[0.0, -1, 0], [1, 0, 0], [0, 0, 1]], dtype=torch.float64)
+    return [about_z.roll((shift, shift), (0, 1)) for shift in (1, 2, 0)]
+
+
 def turn_grid(x: Tensor, R: Tensor) -> Tensor:
     """Turn the last three axes of an array by one of the `cube_rotations`: the value at p moves to R p."""
     source = R.abs().argmax(dim=1).tolist()

@@ -8,7 +8,7 @@ import pytest
 import torch
 from monai.bundle import ConfigParser
 
-from eqdmri_monai.symmetry import cube_rotations, random_scheme, turn_grid
+from eqdmri_monai.symmetry import quarter_turns, random_scheme, turn_grid
 
 ROOT = Path(__file__).parents[1]
 PAPER = ROOT / "configs" / "paper"
@@ -86,12 +86,12 @@ def test_networks_have_the_papers_number_of_parameters(name):
 
 
 @pytest.mark.parametrize("name", EQUIVARIANT)
-def test_rows_commute_with_the_24_cube_rotations(name):
+def test_rows_commute_with_quarter_turns(name):
     net, q = network(name), smallest_scheme(name)
     image = torch.randn(1, len(q), 3, 3, 4)  # small, yet it meets the corner taps of a 5³ kernel
     with torch.no_grad():
         logits = net(image, q)
-        for R in cube_rotations():
+        for R in quarter_turns()[:2]:  # all others are products of these
             torch.testing.assert_close(net(turn_grid(image, R), q @ R.T), turn_grid(logits, R), rtol=0, atol=1e-8)
 
 

@@ -4,7 +4,6 @@ import torch
 from e3nn import o3
 
 from eqdmri_monai.nn import Gate, Linear
-from eqdmri_monai.symmetry import turn_features
 
 
 def test_linear_agrees_with_e3nn():
@@ -41,11 +40,3 @@ def test_gate_commutes_with_rotation(irreps):
 def test_gate_refuses_scalars_after_vectors():
     with pytest.raises(ValueError, match="sorted by degree"):
         Gate("2x1e+1x0e")
-
-
-def test_turning_a_grid_four_times_is_no_turn():
-    R = torch.tensor([[0.0, -1, 0], [1, 0, 0], [0, 0, 1]])
-    x = y = torch.randn(1, 3, 3, 4, 5)
-    for _ in range(4):
-        y = turn_features(y, R, o3.Irreps("1e"))
-    torch.testing.assert_close(x, y)
