@@ -83,7 +83,12 @@ class QSlidingWindowInferer(SlidingWindowInferer):
         self.stride = None if stride is None else ensure_tuple_rep(stride, 3)
 
     def __call__(
-        self, inputs: Tensor, network: Callable[..., Tensor], *args, q: Tensor | None = None, **kwargs
+        self,
+        inputs: Tensor,
+        network: Callable[..., Tensor],
+        *args,
+        q: Tensor | None = None,
+        **kwargs,
     ) -> Tensor:
         """
         Parameters
@@ -229,6 +234,27 @@ class PrecisionInferer(Inferer):
             return self.inferer(inputs, network, *args, **kwargs)
         with torch.autocast(inputs.device.type, torch.bfloat16):
             return self.inferer(inputs, network, *args, **kwargs).float()
+
+
+class ImageInferer(Inferer):
+    """Another inferer, called with the image and its q-vectors alone.
+
+    For MONAI Deploy, which hands an inferer all tensors that preprocessing leaves, masks among them.
+
+    Parameters
+    ----------
+    inferer : callable
+    """
+
+    def __init__(self, inferer: Callable[..., Tensor]):
+        super().__init__()
+        self.inferer = inferer
+
+    def __call__(
+        self, inputs: Tensor, network: Callable[..., Tensor], *args, q: Tensor | None = None, **kwargs
+    ) -> Tensor:
+        """Call the other inferer with inputs, network and q."""
+        return self.inferer(inputs, network, q=q)
 
 
 def _window(largest: int, size: int, halo: int, stride: int) -> tuple[int, int]:

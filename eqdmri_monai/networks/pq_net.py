@@ -138,6 +138,12 @@ class PQNet(nn.Module):
             x = run(lambda x, conv=conv, act=act: act(conv(x, q, chunk=self.chunk)), x, recompute=self.recompute)
         return self.p_layers(self._last_pq_layer_and_pool(x, q))
 
+    def __prepare_scriptable__(self) -> nn.Module:
+        """Return what `torch.jit.script` compiles in place of this network; see `plain_pq_net.plain_form`."""
+        from eqdmri_monai.networks.plain_pq_net import plain_form  # it is made of this class
+
+        return plain_form(self)
+
     def _last_pq_layer_and_pool(self, x: Tensor, q: Tensor) -> Tensor:
         conv, act = self.pq_convs[-1], self.pq_nonlinearities[-1]
         prepared = conv.prepare(x, q)
