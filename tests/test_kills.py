@@ -147,6 +147,7 @@ def test_a_stopped_command_says_how_to_go_on_and_does(train, unbroken, tmp_path)
     same(unbroken[0], tmp_path)
 
 
+@pytest.mark.slow
 def test_a_map_is_never_without_its_report(run, options, tmp_path):
     """Kills between the moments at which the files of a scan appear."""
     shared = ("bundle_root", "spacing", "network_def#irreps_pq", "network_def#irreps_p", "network_def#kernel_size")
