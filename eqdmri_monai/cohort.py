@@ -3,7 +3,7 @@
 MONAI's evaluator maps each scan; what is here is the loop around it.
 
 - A scan is *finished* when its record exists, says the same of version, weights, settings and all files of the scan
-  (`SaveReportd.identity`), and all its results are there. It is skipped.
+  (`SaveRecordd.identity`), and all its results are there. It is skipped.
 - Results that are there and belong to something else, to another scan of that name, to other weights or settings, or
   to nobody known, are never replaced unless `overwrite` says so: that scan fails, in one sentence.
 - A scan that fails leaves no results behind (`SaveTogether`).
@@ -13,7 +13,7 @@ import errno
 import json
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import ignite.distributed as idist
@@ -25,7 +25,7 @@ from monai.engines import SupervisedEvaluator
 from eqdmri_monai.errors import first_cause, sentence
 from eqdmri_monai.files.scans import PATH_KEYS
 from eqdmri_monai.handlers import ScanProgress
-from eqdmri_monai.report import SaveReportd
+from eqdmri_monai.report import SaveRecordd, SaveReportd
 from eqdmri_monai.report.summary import COLUMNS, Summary
 from eqdmri_monai.transforms import SaveTogether
 
@@ -72,13 +72,15 @@ def map_scans(
     """
     refuse_clashes(scans, saving)
     table = None if summary is None else Summary(summary)
-    transform, mine = evaluator.data_loader.dataset.transform, scans[share]
+    transform, mine, record = evaluator.data_loader.dataset.transform, scans[share], {}
     failed, kept, error = 0, 0, None
     with ScanProgress(evaluator, len(mine), shown=progress) as bar:
         # those that cannot even be opened first, so that the user hears of them at once
         for scan in sorted(mine, key=lambda scan: missing_file(scan) is None):
             name, start = saving.name(scan), time.monotonic()
             bar.start(name)
+            if keeper(saving):
+                keeper(saving).begin()
             try:
                 if is_finished(scan, saving, overwrite=overwrite):
                     kept += 1
@@ -107,7 +109,7 @@ def map_scans(
         raise ValueError(f"{failed} of {total} scans have no map; see {summary or 'above'}")
 
 
-def map_scan(evaluator: SupervisedEvaluator, scan: Mapping[str, str], transform) -> None:
+def map_scan(evaluator: SupervisedEvaluator, scan: Mapping[str, str], transform: Callable) -> None:
     """Map one scan; what is raised on the way is raised here, and the evaluator can map another one after that."""
     faults = []
 
@@ -145,8 +147,7 @@ def is_finished(scan: Mapping[str, str], saving: SaveTogether, *, overwrite: boo
     record = read_record(scan, saving)
     if not record:
         raise ValueError(f"{there[0]}: is there already, and no record says of what; {hint}")
-    report = next(save for save in saving.transforms if isinstance(save, SaveReportd))
-    identity = json.loads(json.dumps(report.identity(scan)))
+    identity = json.loads(json.dumps(keeper(saving).identity(scan)))
     hashes = {key for key in record if key.endswith("_sha256")}
     others = sorted(key for key in identity.keys() | hashes if record.get(key) != identity.get(key))
     if others:
@@ -157,16 +158,21 @@ def is_finished(scan: Mapping[str, str], saving: SaveTogether, *, overwrite: boo
 
 def read_record(scan: Mapping[str, str], saving: SaveTogether) -> dict[str, object]:
     """Return the record beside the results of a scan; empty where there is none."""
-    for save in saving.transforms:
-        if isinstance(save, SaveReportd):
-            path = saving.target(save.outputs(scan)[0])
-            try:
-                return json.loads(path.read_text(encoding="utf-8"))
-            except FileNotFoundError:
-                return {}
-            except ValueError as e:
-                raise ValueError(f"{path}: is no record ({e}); remove it, or --overwrite True") from None
-    return {}
+    if keeper(saving) is None:
+        return {}
+    path = saving.target(keeper(saving).outputs(scan)[0])
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except ValueError as e:
+        raise ValueError(f"{path}: is no record ({e}); remove it, or --overwrite True") from None
+    return record if isinstance(record, dict) else {}
+
+
+def keeper(saving: SaveTogether) -> SaveReportd | SaveRecordd | None:
+    """Return what keeps the records of scans; None where they have none, and are never finished."""
+    return next((save for save in saving.transforms if isinstance(save, SaveReportd | SaveRecordd)), None)
 
 
 def missing_file(scan: Mapping[str, str]) -> str | None:

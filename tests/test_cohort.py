@@ -24,7 +24,7 @@ from eqdmri_monai.files.nifti import write_nifti
 from eqdmri_monai.files.scans import common_folder, scan_list
 from eqdmri_monai.files.tables import write_fsl
 from eqdmri_monai.files.writing import output_folder, part_of
-from eqdmri_monai.report import SaveReportd
+from eqdmri_monai.report import SaveRecordd, SaveReportd
 from eqdmri_monai.simulate import single_shell
 from eqdmri_monai.transforms import CheckScand, LoadGradientsd, SaveTogether, output
 
@@ -34,7 +34,7 @@ TABLE = single_shell(7, 1000.0, np.random.default_rng(0))
 @pytest.fixture(autouse=True)
 def _float32_and_no_picture(monkeypatch):
     torch.set_default_dtype(torch.float32)
-    monkeypatch.setattr("eqdmri_monai.report.record.picture", lambda path, *_: path.write_bytes(b"png"))
+    monkeypatch.setattr("eqdmri_monai.report.lesion_report.picture", lambda path, *_: path.write_bytes(b"png"))
 
 
 def write_scan(path: Path, seed: int = 0) -> Path:
@@ -85,7 +85,10 @@ def run(datalist: Path, out: Path, *, before=lambda image: None, threshold: floa
     weights = str(datalist.parent / "model.pt")
     saving = SaveTogether(
         [
-            SaveReportd("pred", weights=weights, settings={"threshold": threshold}, details={}, **common),
+            SaveReportd(
+                "pred", record=SaveRecordd("image", weights=weights, settings={}, details={}, **common),
+                threshold=threshold,
+            ),
             SaveImaged(
                 "pred", output_postfix="map", separate_folder=False, print_log=False, resample=False,
                 writer=WholeNibabelWriter, **common,
@@ -168,6 +171,18 @@ def test_a_bad_scan_fails_alone_and_is_done_when_it_is_mended(three, tmp_path, c
     assert {name: after[name] for name in before if name != "summary.csv"} == {
         name: content for name, content in before.items() if name != "summary.csv"
     }
+
+
+def test_the_time_of_a_scan_that_failed_is_not_the_next_ones(three, tmp_path):
+    def before(image):
+        if not (tmp_path / "out" / "summary.csv").exists():
+            time.sleep(1)
+            raise ValueError("slow and wrong")
+
+    with pytest.raises(ValueError, match="1 of 3 scans have no map"):
+        run(three, tmp_path / "out", before=before)
+    seconds = {name: float(row["seconds"]) for name, row in rows(tmp_path / "out").items()}
+    assert seconds["s0"] >= 1 > max(seconds["s1"], seconds["s2"])
 
 
 @pytest.mark.parametrize(

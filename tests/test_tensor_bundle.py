@@ -76,6 +76,7 @@ def test_maps_are_in_the_world_whatever_the_storage_order(trained):
             assert image.shape[:3] == scan.shape[:3]
             np.testing.assert_allclose(image.affine, scan.affine, atol=1e-4)
             maps[codes, name] = nib.as_closest_canonical(image).get_fdata()
+        assert json.loads((out / f"{codes}_report.json").read_text())["brain_ml"] > 0
     assert maps["LAS", "tensor"].shape[3] == 6
     for name in ("tensor", "fa", "md"):
         scale = np.abs(maps["LAS", name]).max()

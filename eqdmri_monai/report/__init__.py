@@ -4,15 +4,17 @@ from eqdmri_monai.report.bundles import SaveTractogramd
 from eqdmri_monai.report.checks import CheckGradientsd
 from eqdmri_monai.report.dicom import SaveDicomd
 from eqdmri_monai.report.evaluation import SaveScores
+from eqdmri_monai.report.lesion_report import SaveReportd
 from eqdmri_monai.report.page import SaveIndex, SavePaged, write_index, write_page
 from eqdmri_monai.report.picture import colour_fa, picture
-from eqdmri_monai.report.record import SaveReportd, sha256
+from eqdmri_monai.report.record import SaveRecordd, sha256
 
 __all__ = [
     "CheckGradientsd",
     "SaveDicomd",
     "SaveIndex",
     "SavePaged",
+    "SaveRecordd",
     "SaveReportd",
     "SaveScores",
     "SaveTractogramd",

@@ -52,7 +52,7 @@ def write_page(
     threshold : float
         Of the probability, for what is listed as lesion.
     record : mapping
-        Shown as it is; see `record.SaveReportd`.
+        Shown as it is; see `record.SaveRecordd`.
     warnings : sequence of str
         Shown on top.
 
@@ -193,7 +193,7 @@ class SavePaged(MapTransform):
     keys : keys
         One probability map (1, X, Y, Z) on the scan's own grid; the data must also hold ``image`` and ``brain_mask``.
     output_dir, data_root_dir : path
-        As in `SaveImaged`; the record that is shown is the one that `SaveReportd` wrote there.
+        As in `SaveImaged`; the record that is shown is the one that `SaveRecordd` wrote there.
     threshold : float
         What is listed as lesion.
     """
