@@ -106,7 +106,7 @@ def map_scans(
             what = f"{name}: " + ", ".join(f"{key} {record[key]}" for key in COLUMNS[1:4] if key in record)
         print(f"{what}; results are in {saving.folder}")
     if failed:
-        raise ValueError(f"{failed} of {total} scans have no map; see {summary or 'above'}")
+        raise ValueError(f"{failed} of {total} scans failed; see {summary or 'above'}")
 
 
 def map_scan(evaluator: SupervisedEvaluator, scan: Mapping[str, str], transform: Callable) -> None:
@@ -140,7 +140,9 @@ def is_finished(scan: Mapping[str, str], saving: SaveTogether, *, overwrite: boo
     try:
         there = [path for path in files if path.exists()]
     except OSError as e:
-        raise ValueError(f"{scan['image']}: names of its results cannot be ({e.strerror}); shorten it") from None
+        raise ValueError(
+            f"{scan['image']}: no files can have the names of its results ({e.strerror}); shorten its name"
+        ) from None
     if overwrite or not there:
         return False
     hint = "choose another output folder, or --overwrite True"

@@ -205,14 +205,16 @@ def of_kind(name: str, value: object, default: object) -> object:
         if not isinstance(value, bool):
             raise ValueError(f"--{name} must be True or False, not {value!r}")
     elif is_number(default, like=default) and not is_number(value, like=default):
-        raise ValueError(f"--{name} must be {kind_of(default)}, such as {default}, not {value!r}")
+        kind = "a whole number" if isinstance(default, int) else "a number"
+        raise ValueError(f"--{name} must be {kind}, such as {default}, not {value!r}")
     elif isinstance(default, list) and default and all(is_number(x, like=x) for x in default):
         like = default[0] if all(isinstance(x, int) for x in default) else 1.0
         value = [value] * len(default) if is_number(value, like=like) else value
         fits = isinstance(value, list | tuple) and len(value) == len(default)
         if not fits or not all(is_number(x, like=like) for x in value):
             example = f"[{','.join(map(str, default))}]"
-            raise ValueError(f"--{name} must be {len(default)} times {kind_of(like)}, such as {example}, not {value!r}")
+            kind = "whole numbers" if isinstance(like, int) else "numbers"
+            raise ValueError(f"--{name} must be {len(default)} {kind}, such as {example}, not {value!r}")
     elif isinstance(default, Mapping | list) and not isinstance(value, Mapping | list | tuple | None):
         raise ValueError(f"--{name} is a part of the config and cannot be {value!r}; --{name}#… changes what is in it")
     return value
@@ -227,8 +229,3 @@ def is_number(value: object, *, like: object) -> bool:
     """Whether a value is a finite number, and a whole one where `like` is."""
     kinds = int if isinstance(like, int) else int | float
     return isinstance(value, kinds) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def kind_of(number: float) -> str:
-    """Return what to call numbers like this one."""
-    return "a whole number" if isinstance(number, int) else "a number"

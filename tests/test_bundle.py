@@ -152,7 +152,7 @@ def test_many_scans_of_different_schemes_run_in_one_call_and_a_bad_one_fails_alo
     options = {"weights": str(cohort / "model.pt"), "output_dir": str(cohort / "out")}
     with pytest.raises(RuntimeError) as error:
         run(["inference.yaml"], datalist=str(cohort / "scans.json"), **options)
-    assert sentence(error.value) == f"1 of 3 scans have no map; see {cohort}/out/summary.csv"
+    assert sentence(error.value) == f"1 of 3 scans failed; see {cohort}/out/summary.csv"
     assert {path.name for path in (cohort / "out").glob("*_probability.nii.gz")} == {
         "s0_probability.nii.gz", "s1_probability.nii.gz",
     }  # fmt: skip

@@ -153,7 +153,7 @@ def spoil_table(tmp_path):
 def test_a_bad_scan_fails_alone_and_is_done_when_it_is_mended(three, tmp_path, capfd, spoil):
     out, whole = tmp_path / "out", {p.name: p.read_bytes() for p in tmp_path.glob("s1*")}
     words = spoil(tmp_path)
-    with pytest.raises(ValueError, match=rf"1 of 3 scans have no map; see {out}/summary.csv"):
+    with pytest.raises(ValueError, match=rf"1 of 3 scans failed; see {out}/summary.csv"):
         run(three, out)
     said = capfd.readouterr()
     assert said.out.splitlines()[-1] == f"2 of 3 scans have their maps; results are in {out}"
@@ -179,7 +179,7 @@ def test_the_time_of_a_scan_that_failed_is_not_the_next_ones(three, tmp_path):
             time.sleep(1)
             raise ValueError("slow and wrong")
 
-    with pytest.raises(ValueError, match="1 of 3 scans have no map"):
+    with pytest.raises(ValueError, match="1 of 3 scans failed"):
         run(three, tmp_path / "out", before=before)
     seconds = {name: float(row["seconds"]) for name, row in rows(tmp_path / "out").items()}
     assert seconds["s0"] >= 1 > max(seconds["s1"], seconds["s2"])
@@ -201,7 +201,7 @@ def test_whatever_goes_wrong_in_one_scan_the_next_one_is_mapped(three, tmp_path,
         if len(seen) == 1:
             raise error
 
-    with pytest.raises(ValueError, match="1 of 3 scans have no map"):
+    with pytest.raises(ValueError, match="1 of 3 scans failed"):
         run(three, tmp_path / "out", before=before)
     assert rows(tmp_path / "out")["s0"]["error"] == row
     assert len(list((tmp_path / "out").glob("*_map.nii.gz"))) == 2
@@ -270,7 +270,7 @@ def test_results_of_something_else_are_kept_unless_told_otherwise(three, tmp_pat
     run(three, out)
     before = files(out)
     name, options = change(tmp_path)
-    with pytest.raises(ValueError, match="scans have no map"):
+    with pytest.raises(ValueError, match="scans failed"):
         run(three, out, **options)
     hint = "choose another output folder, or --overwrite True"
     assert rows(out)["s1"]["error"] == f"{out}/s1_report.json: is there already, made with another {name}; {hint}"
@@ -286,7 +286,7 @@ def test_files_that_nobody_knows_are_kept(three, tmp_path):
     out = tmp_path / "out"
     out.mkdir()
     (out / "s1_map.nii.gz").write_text("drawn by hand")
-    with pytest.raises(ValueError, match="1 of 3 scans have no map"):
+    with pytest.raises(ValueError, match="1 of 3 scans failed"):
         run(three, out)
     assert (out / "s1_map.nii.gz").read_text() == "drawn by hand"
     assert "s1_map.nii.gz: is there already, and no record says of what" in rows(out)["s1"]["error"]
@@ -336,11 +336,13 @@ def test_long_names_have_their_maps_and_longer_ones_a_sentence(three, tmp_path):
         (tmp_path / "s0.nii.gz").rename(tmp_path / name)
     items = [{"image": name, "bval": "s0.bval", "bvec": "s0.bvec"} for name in (fits, too_long, wide)]
     three.write_text(json.dumps({"testing": items}))
-    with pytest.raises(ValueError, match="1 of 3 scans have no map"):
+    with pytest.raises(ValueError, match="1 of 3 scans failed"):
         run(three, tmp_path / "out")
     found = rows(tmp_path / "out")
     assert [found[n.removesuffix(".nii.gz")]["error"] for n in (fits, wide)] == ["", ""]
-    assert found["y" * 248]["error"].endswith("names of its results cannot be (File name too long); shorten it")
+    assert found["y" * 248]["error"].endswith(
+        "no files can have the names of its results (File name too long); shorten its name"
+    )
 
 
 # --- killed, and in several processes

@@ -121,11 +121,11 @@ REFUSED = {
     ("--epochs", 2.5): "--epochs must be a whole number, such as 3, not 2.5",
     ("--network_def", 5): "--network_def is a part of the config and cannot be 5; --network_def#… changes what is "
     "in it",
-    ("--window", "x"): "--window must be 3 times a whole number, such as [-1,-1,-1], not 'x'",
+    ("--window", "x"): "--window must be 3 whole numbers, such as [-1,-1,-1], not 'x'",
     ("--meta_file", "none.json"): "none.json: no such file",
     ("--amp", "maybe"): "--amp must be True or False, not 'maybe'",
-    ("--window", "[32,32]"): "--window must be 3 times a whole number, such as [-1,-1,-1], not [32, 32]",
-    ("--spacing", "[2,2,x]"): "--spacing must be 3 times a number, such as [2.0,2.0,2.0], not [2, 2, 'x']",
+    ("--window", "[32,32]"): "--window must be 3 whole numbers, such as [-1,-1,-1], not [32, 32]",
+    ("--spacing", "[2,2,x]"): "--spacing must be 3 numbers, such as [2.0,2.0,2.0], not [2, 2, 'x']",
     ("--said", "@nothing"): "the referring item `@nothing` is not defined in the config content.",
     ("--threshold", "$1/0"): "ZeroDivisionError: division by zero",
 }  # fmt: skip
@@ -150,7 +150,7 @@ PLAIN = {
     "eqdmri_monai.workflow.Workflow, or choose another name",
     ("--amp", "false"): "--amp false: write False",
     ("--spacing", 2): "--spacing 2: write [2, 2, 2]",
-    ("--window", "[32,32]"): "--window must be 3 times a whole number, such as [-1,-1,-1], not [32, 32]",
+    ("--window", "[32,32]"): "--window must be 3 whole numbers, such as [-1,-1,-1], not [32, 32]",
 }  # fmt: skip
 
 
