@@ -1,10 +1,12 @@
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from dipy.reconst.shm import real_sh_descoteaux, smooth_pinv
 from e3nn import o3
+from monai.bundle import ConfigParser
 
 from eqdmri_monai.bases import Radial
 from eqdmri_monai.bases.angular import degree_slice, harmonics
@@ -133,3 +135,14 @@ def test_too_few_directions_are_refused():
 def test_options_that_make_no_layer_are_refused(make, words):
     with pytest.raises(ValueError, match=words):
         make()
+
+
+@pytest.mark.parametrize("config", ["train.yaml", "inference.yaml"])
+def test_the_bundle_takes_the_network(config):
+    root = Path(__file__).parents[2]
+    parser = ConfigParser()
+    parser.read_config([root / "bundle" / "configs" / config, root / "configs" / "sphere_net.yaml"])
+    parser.update({"spacing": [6.0, 6.0, 6.0], "network_def#channels": [2], "network_def#irreps_p": ["2x0e"]})
+    net = parser.get_parsed_content("network_def")
+    q = random_scheme(9, 1.0)
+    assert net(torch.randn(1, 10, 4, 4, 4), q[None]).shape == (1, 1, 4, 4, 4)
