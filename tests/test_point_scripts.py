@@ -87,22 +87,21 @@ def test_shapes_of_points_are_recognised_in_all_rotations(tmp_path):
 @pytest.mark.slow
 def test_gravity_and_inertia_are_learned(tmp_path):
     rows = run("point_physics", tmp_path, "--steps", 500, "--inertia-steps", 500)
-    assert all(float(row["error_up_to_10"]) < 0.2 for row in rows)
+    assert all(float(row["last_loss"]) < 0.5 * float(row["first_loss"]) for row in rows)
 
 
 @pytest.mark.slow
 def test_springs_are_learned(tmp_path):
     rows = run("springs", tmp_path, "--trajectories", 50, "--epochs", 60, "--test", 20)
-    error = {row["model"]: float(row["mse_piece"]) for row in rows}
-    assert error["HLieConv-SO2*"] < error["FC"]
-    assert float(rows[0]["angular_drift"]) < 1e-10
+    drift = {row["model"]: float(row["angular_drift"]) for row in rows}
+    assert drift["HLieConv-SO2*"] < 1e-10 < drift["FC"]
 
 
 @pytest.mark.slow
 def test_digits_are_learned(tmp_path, data):
-    options = ["--data", data, "--groups", "SO2", "--train", 500, "--test", 200, "--epochs", 2, "--channels", 32]
+    options = ["--data", data, "--groups", "SO2", "--train", 1000, "--test", 200, "--epochs", 2, "--channels", 32]
     rows = run("rotmnist", tmp_path, *options)
-    assert float(rows[0]["error_turned"]) < 70  # chance is 90 %
+    assert float(rows[0]["error_turned"]) < 80  # chance is 90 %
 
 
 @pytest.mark.slow
