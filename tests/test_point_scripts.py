@@ -1,5 +1,6 @@
 """The experiments on points: their laws, and each in a form of seconds or minutes."""
 
+import csv
 import importlib.util
 import subprocess
 import sys
@@ -19,8 +20,6 @@ def script(name: str):
 
 
 def run(name, folder, *options) -> list[dict[str, str]]:
-    import csv
-
     table = folder / "table.csv"
     command = [sys.executable, "-W", "ignore", str(SCRIPTS / f"{name}.py"), *map(str, options)]
     command += ["--table", str(table), "--figure", str(folder / "figure.png")]

@@ -269,7 +269,7 @@ def write_trx(
     """
     taken = sorted((set(groups) & set(tractogram.groups)) | (set(per_streamline) & set(tractogram.per_streamline)))
     if taken:
-        raise ValueError(f"{path}: the tractogram has {taken[0]} already; write under another prefix")
+        raise ValueError(f"{path}: the tractogram has {taken[0]} already; name another prefix (--prefix new_)")
     lines = tractogram.streamlines
     out = trx_file_memmap.TrxFile(len(lines.get_data()), len(lines))
     out.header["VOXEL_TO_RASMM"] = np.float32(tractogram.affine)

@@ -69,7 +69,7 @@ def test_what_is_written_keeps_all_that_was_read(tmp_path):
 def test_a_name_that_is_taken_is_not_written_over(tmp_path):
     trx = read_tractogram(write(tmp_path / "a.trk", lines()))
     write_trx(tmp_path / "b.trx", trx, groups={"AF": np.array([0])}, per_streamline={})
-    with pytest.raises(ValueError, match="has AF already; write under another prefix"):
+    with pytest.raises(ValueError, match="has AF already; name another prefix"):
         write_trx(
             tmp_path / "c.trx", read_tractogram(tmp_path / "b.trx"), groups={"AF": np.array([1])}, per_streamline={}
         )
