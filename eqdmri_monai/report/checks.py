@@ -24,7 +24,8 @@ DEPTH = 9.0  # mm below the edge of the brain; closer, edges and eyes have direc
 SAME = np.cos(np.radians(30.0))  # two directions agree; Schilling et al. take about the same
 MIN_VOXELS = 500  # fewer tell nothing
 MAX_SPACING = 4.0  # mm; tracts are thinner than larger voxels
-# A right table is ahead of the next one by 10 % and more on all twelve real scans that were tried, and never behind.
+# On all twelve real scans that were tried the stored table is ahead of the next one: by 12 to 22 % on the scan's own
+# grid, by 7 to 17 % after resampling to 2 mm.
 MIN_GAIN = 1.05
 MIN_ALIKE = 0.3  # of pairs of neighbours with like directions; noise has 0.13
 ROWS = 24  # permutations and signs of the rows
