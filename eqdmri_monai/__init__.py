@@ -18,6 +18,15 @@ Tensors
 Types
     e3nn's irreps with even labels (``7x0e+4x1e``): rotations without mirrors. l = 1 is ordered x, y, z.
 
+Filters
+    A basis is a family of filters (`bases.FilterBasis`), a `bases.Radial` says which radial functions they are made of;
+    both are values. `kernel` is the filter law at any offsets, `lattice` the offsets of a kernel's voxels, and
+    `grid_kernel` the weight of one plain convolution, self-connection included.
+
+Rooms
+    ``frames``, ``gradients``, ``symmetry``, ``bases``, ``nn`` and ``networks`` compute, with torch and e3nn alone.
+    Files, MONAI and reports come after them; ``tests/test_layout.py`` has the whole order.
+
 In einsum and comments: b batch, i o components in and out, q r volumes out and in, s t shells out and in, x y z voxels,
 k radial functions, f filter paths, m components of a harmonic over q, n offsets, u v copies.
 """
