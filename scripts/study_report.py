@@ -193,7 +193,7 @@ def figure_of_heads(scans: list[dict], file: Path) -> None:
     axes.invert_yaxis()
     axes.set_xlabel("average precision on a scanner left out")
     handles = [plt.Line2D([], [], marker="o", ls="", color=f"C{k}") for k in range(len(HEADS))]
-    axes.legend(handles, HEADS, fontsize="small", loc="lower right")
+    figure.legend(handles, HEADS, fontsize="small", loc="outside right upper")
     figure.savefig(file, dpi=110)
     plt.close(figure)
 
