@@ -101,7 +101,7 @@ def test_rows_train_two_steps_and_predict(name):
     torch.set_default_dtype(torch.float32)
     parser = config(name)
     parser.update({"positive_weight": 20.0, "imports": None})
-    net, loss, optimizer = (parser.get_parsed_content(key) for key in ("network", "loss", "optimizer"))
+    net, loss, optimizer = (parser.get_parsed_content(key) for key in ("network", "task#loss", "optimizer"))
     q = smallest_scheme(name).float()
     image, label = torch.randn(1, len(q), 16, 16, 16), (torch.rand(1, 2, 16, 16, 16) < 0.5).float()
     losses = []

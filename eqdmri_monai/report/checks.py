@@ -28,6 +28,9 @@ MAX_SPACING = 4.0  # mm; tracts are thinner than larger voxels
 # grid, by 7 to 17 % after resampling to 2 mm.
 MIN_GAIN = 1.05
 MIN_ALIKE = 0.3  # of pairs of neighbours with like directions; noise has 0.13
+MIN_TILT = (
+    20.0  # degrees; closer frames lie within what counts as alike: few fibres, as in a phantom, chose the wrong one
+)
 ROWS = 24  # permutations and signs of the rows
 MIN_EXTRA = 1.02  # how much more than any of these another frame must give: it is close to one of them
 
@@ -51,7 +54,7 @@ def table_changes(affine: np.ndarray) -> list[Change]:
     """List what commonly goes wrong with a ``.bvec`` file of an image of this affine; the first is no change.
 
     These are the 24 ways to permute its rows and change their signs (up to a sign of all), and, where the image is
-    oblique, that it holds directions along the axes of the world or of the patient in place of the image's.
+    clearly oblique, that it holds directions along the axes of the world or of the patient in place of the image's.
     """
     axes = voxel_axes(torch.as_tensor(np.array(affine))).numpy()
     fsl = axes * ([-1, 1, 1] if np.linalg.det(axes) > 0 else [1, 1, 1])  # columns: the world directions of its rows
@@ -61,7 +64,7 @@ def table_changes(affine: np.ndarray) -> list[Change]:
             matrix = np.diag(sign) @ np.eye(3)[list(order)]
             changes.append(Change(_said(order, sign), fsl @ matrix @ fsl.T))
     tilt = np.degrees(np.arccos(np.clip(np.abs(axes).max(0).min(), 0, 1)))
-    if tilt > 10:
+    if tilt > MIN_TILT:
         changes.append(Change("they are along the axes of the world, not of the image", fsl.T))
         changes.append(
             Change("they are along the axes of the patient (LPS), not of the image", np.diag([-1, -1, 1]) @ fsl.T)
