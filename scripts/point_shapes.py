@@ -38,7 +38,7 @@ CLASSES = torch.arange(8)
 def build(*, vectors: bool = True) -> PointNet:
     """Return three layers and a mean over points; as a control one that has scalars only.
 
-    Four copies of each type, as the notebook has, stop far from it here: eight logits need more than four scalars.
+    Four copies of each type, as the notebook has, stay far from 100 % here: eight logits need more than four scalars.
     """
     hidden = ["8x0e+6x1e", "8x0e+6x1e", "16x0e"] if vectors else 3 * ["16x0e"]
     return PointNet("0e", hidden, "8x0e", reach=3.5, num_radial=4, hidden=(16,), pool="mean", z=3.0)
