@@ -6,6 +6,8 @@
 PYTHON ?= python3
 STEPS ?= 400
 BIN := .venv/bin
+# a process for each core, and no more threads than cores
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist worksteal
 
 .PHONY: all demo test test-slow study clean
 
@@ -26,10 +28,10 @@ demo: all
 test: all
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python -m pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 test-slow: all
-	$(BIN)/python -m pytest -m slow
+	$(PYTEST) -m slow
 
 # A run that has its line in results/study is not done again. Long form, for a GPU: make study STEPS=20000 FORM=--long
 study: all
