@@ -22,7 +22,7 @@ class CheckLabeld(MapTransform):
     Raises
     ------
     ValueError
-        When a label has other values than 0 and 1, or another number of channels than the network has outputs.
+        When there is none, a label has other values than 0 and 1, or another number of channels than the network has outputs.
     """
 
     def __init__(self, keys: KeysCollection, outputs: int = 1):
@@ -31,7 +31,9 @@ class CheckLabeld(MapTransform):
 
     def __call__(self, data: Mapping[Hashable, object]) -> dict[Hashable, object]:
         """Return data unchanged."""
-        for key in self.key_iterator(dict(data)):
+        for key in self.keys:
+            if key not in data:
+                raise ValueError(f"{file_of(data['image'])}: no {key}; name one for each scan of this list")
             label = data[key]
             values = torch.as_tensor(label).unique()
             if label.shape[0] != self.outputs or not ((values == 0) | (values == 1)).all():
