@@ -5,6 +5,7 @@ absolute, so that q-vectors of different scans compare. A shell is a group of vo
 """
 
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -13,7 +14,11 @@ from torch import Tensor
 B0_THRESHOLD = 50.0  # s/mm²; the value of dipy, nifreeze and qsiprep
 B_UNIT = 1000.0  # s/mm²; a q-vector of length 1
 SHELL_WIDTH = 50.0, 0.05  # b-values of one shell agree within 50 s/mm² or 5 %, whichever is more
+MAX_B = 1e5  # s/mm²; the strongest scanners reach half of it
 MIN_DIRECTIONS = 6  # a diffusion tensor needs six
+# How well directions see the tensor that they see worst, relative to the best: refused, and doubted, below. Ten schemes
+# of scanners had 0.36 to 0.63; directions within 3 degrees of a plane have 0.001.
+MIN_SPREAD, GOOD_SPREAD = 1e-3, 0.05
 NORM_TOLERANCE = 0.01  # of a unit direction; dipy's value
 TIE = 1e-5  # relative; above what a rotation in single precision changes
 SAME_DIRECTION = 0.9998  # cosine of 1.1 degrees: two volumes count as one direction
@@ -190,7 +195,15 @@ def spread_subset(q: Tensor, count: int) -> Tensor:
     return torch.tensor((chosen + b0[1:])[:count], device=q.device)
 
 
-def check_table(bvals: Tensor, bvecs: Tensor, *, volumes: int | None = None, name: str = "gradient table") -> Tensor:
+def check_table(
+    bvals: Tensor,
+    bvecs: Tensor,
+    *,
+    volumes: int | None = None,
+    name: str = "gradient table",
+    bval_name: str | None = None,
+    warn: Callable[[str], None] = warnings.warn,
+) -> Tensor:
     """Refuse a gradient table that cannot be right and warn about one that may be wrong.
 
     Parameters
@@ -201,8 +214,10 @@ def check_table(bvals: Tensor, bvecs: Tensor, *, volumes: int | None = None, nam
         Any frame.
     volumes : int
         Number of volumes of the scan, where known.
-    name : str
-        Named in messages; the path of the file.
+    name, bval_name : str
+        Named in messages: the path of the file, and that of the b-values where it is another one.
+    warn : callable
+        Called with each doubt, a sentence.
 
     Returns
     -------
@@ -212,13 +227,13 @@ def check_table(bvals: Tensor, bvecs: Tensor, *, volumes: int | None = None, nam
     Raises
     ------
     ValueError
-        When lengths differ, a value is not finite, a b-value is negative or all are 0, there is no b0 or fewer than six
-        distinct directions, or a direction is not of unit length.
+        When lengths differ, a value is not finite, a b-value is negative, above 100000 or all are 0, there is no b0,
+        fewer than six distinct directions or none out of a plane or cone, or a direction is not of unit length.
 
     Warns
     -----
     UserWarning
-        When a volume of b <= 50 has a direction, a direction occurs twice on a shell, or b-values look like ms/µm².
+        When a volume of b <= 50 has a direction, directions are spread badly, or one occurs twice on a shell.
     """
     if bvecs.ndim != 2 or bvecs.shape[1] != 3 or len(bvals) != len(bvecs):
         raise ValueError(
@@ -227,16 +242,22 @@ def check_table(bvals: Tensor, bvecs: Tensor, *, volumes: int | None = None, nam
         )
     if volumes is not None and len(bvals) != volumes:
         raise ValueError(f"{name}: {len(bvals)} entries for a scan of {volumes} volumes; give the table of this scan")
+    b_name = bval_name or name
     if not torch.isfinite(bvals).all():
-        raise ValueError(f"{name}: b-value of volume {_first(~bvals.isfinite())} is not a number; correct the file")
+        raise ValueError(f"{b_name}: b-value of volume {_first(~bvals.isfinite())} is not a number; correct the file")
     if bvals.min() < 0:
-        raise ValueError(f"{name}: b-value of volume {_first(bvals < 0)} is negative; correct the file")
+        raise ValueError(f"{b_name}: b-value of volume {_first(bvals < 0)} is negative; correct the file")
+    if bvals.max() > MAX_B:
+        raise ValueError(
+            f"{b_name}: b-value of volume {_first(bvals > MAX_B)} is over {MAX_B:g} s/mm², beyond any scanner; "
+            f"correct the file"
+        )
     if bvals.max() <= B0_THRESHOLD:
         hint = " (they may be in ms/µm²: multiply by 1000)" if bvals.max() > 0.3 else ""
-        raise ValueError(f"{name}: all b-values are {B0_THRESHOLD:g} s/mm² or less{hint}; this is no diffusion scan")
+        raise ValueError(f"{b_name}: all b-values are {B0_THRESHOLD:g} s/mm² or less{hint}; this is no diffusion scan")
     weighted = bvals > B0_THRESHOLD
     if weighted.all():
-        raise ValueError(f"{name}: no volume has b <= {B0_THRESHOLD:g} s/mm²; at least one b0 is needed")
+        raise ValueError(f"{b_name}: no volume has b <= {B0_THRESHOLD:g} s/mm²; at least one b0 is needed")
     bad = weighted & ~bvecs.isfinite().all(dim=1)
     if bad.any():
         raise ValueError(f"{name}: direction of volume {_first(bad)} is not a number; correct the file")
@@ -250,28 +271,35 @@ def check_table(bvals: Tensor, bvecs: Tensor, *, volumes: int | None = None, nam
         )
     if (~weighted & (norm > 0)).any():
         i = _first(~weighted & (norm > 0))
-        warnings.warn(
-            f"{name}: volume {i} has b = {bvals[i]:g} s/mm² and a direction; it is read as a b0", stacklevel=2
-        )
+        warn(f"{b_name}: volume {i} has b = {bvals[i]:g} s/mm² and a direction; it is read as a b0")
     unit = torch.where(weighted[:, None], bvecs / norm.clamp(min=1e-12)[:, None], torch.zeros_like(bvecs))
-    _check_directions(unit[weighted], shells(bvals)[weighted], weighted.nonzero().flatten(), name)
+    _check_directions(unit[weighted], shells(bvals)[weighted], weighted.nonzero().flatten(), name, warn)
     return unit
 
 
-def _check_directions(unit: Tensor, shell: Tensor, volume: Tensor, name: str) -> None:
-    """Count distinct directions, a direction and its opposite being one."""
+def _check_directions(unit: Tensor, shell: Tensor, volume: Tensor, name: str, warn: Callable[[str], None]) -> None:
+    """Count distinct directions, a direction and its opposite being one, and see that they tell tensors apart."""
     same = (unit @ unit.T).abs() > SAME_DIRECTION
     earlier = same.tril(diagonal=-1)
     distinct = int((~earlier.any(dim=1)).sum())
     if distinct < MIN_DIRECTIONS:
         raise ValueError(f"{name}: {distinct} distinct directions; at least {MIN_DIRECTIONS} are needed")
+    i, j = torch.triu_indices(3, 3)
+    seen = torch.linalg.svdvals(unit[:, i] * unit[:, j] * torch.where(i == j, 1.0, 2.0**0.5))
+    spread = float(seen[-1] / seen[0])
+    if spread < MIN_SPREAD:
+        raise ValueError(
+            f"{name}: the directions lie in one plane or on one cone, where diffusion tensors cannot be told apart; "
+            "correct the file, or use a scan with directions all around"
+        )
+    if spread < GOOD_SPREAD:
+        warn(f"{name}: the directions are spread badly (condition {1 / spread:.0f}; 3 is good); check the file")
     repeated = (earlier & (shell[:, None] == shell[None])).nonzero()
     if len(repeated):
         i, j = volume[repeated[0]].tolist()
-        warnings.warn(
+        warn(
             f"{name}: volumes {j} and {i} have the same direction on one shell ({len(repeated)} such pairs); "
-            f"each counts in full",
-            stacklevel=3,
+            f"each counts in full"
         )
 
 

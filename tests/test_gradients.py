@@ -1,14 +1,16 @@
+import numpy as np
 import pytest
 import torch
 from dipy.core.gradients import unique_bvals_tolerance
 from e3nn import o3
 
 from eqdmri_monai.gradients import GradientTable, QSampling, check_table, q_vectors, shells, spread_subset
+from eqdmri_monai.simulate.phantom import spread_directions
 from eqdmri_monai.symmetry import random_scheme
 
 
 def table(directions=8, bvals=None):
-    bvecs = random_scheme(directions, 1.0)
+    bvecs = torch.cat([torch.zeros(1, 3), torch.from_numpy(spread_directions(directions, np.random.default_rng(0)))])
     bvals = torch.cat([torch.zeros(1), torch.full((directions,), 1000.0)]) if bvals is None else torch.as_tensor(bvals)
     return bvals, bvecs
 
@@ -110,12 +112,20 @@ def spoil(field, index, value):
     return bvals, bvecs
 
 
+def around(degrees):
+    """Twelve directions at one angle to the z axis."""
+    polar, azimuth = torch.deg2rad(torch.tensor(degrees)), torch.arange(12.0) / 12 * torch.pi
+    bvecs = torch.stack([polar.sin() * azimuth.cos(), polar.sin() * azimuth.sin(), polar.cos().expand(12)], dim=1)
+    return torch.tensor([0.0] + 12 * [1000.0]), torch.cat([torch.zeros(1, 3), bvecs])
+
+
 @pytest.mark.parametrize(
     ("bvals_bvecs", "words"),
     [
         ((torch.zeros(3), torch.zeros(4, 3)), "belong to different scans"),
         (spoil("bvals", 2, torch.nan), "b-value of volume 2 is not a number"),
         (spoil("bvals", 2, -5.0), "b-value of volume 2 is negative"),
+        (spoil("bvals", 2, 1e30), r"b-value of volume 2 is over 100000 s/mm², beyond any scanner"),
         (spoil("bvals", slice(None), 0.0), "this is no diffusion scan"),
         (spoil("bvals", slice(1, None), 1.0), "multiply by 1000"),
         (spoil("bvals", 0, 1000.0), "at least one b0 is needed"),
@@ -123,6 +133,8 @@ def spoil(field, index, value):
         (spoil("bvecs", 3, 0.0), "direction of volume 3 has length 0, not 1"),
         (spoil("bvecs", 3, 0.9), "not 1"),
         (table(5), "5 distinct directions; at least 6"),
+        (around(90.0), "lie in one plane or on one cone"),
+        (around(60.0), "lie in one plane or on one cone"),
     ],
 )
 def test_a_table_that_cannot_be_right_is_refused(bvals_bvecs, words):
@@ -144,3 +156,16 @@ def test_repeated_and_opposite_directions_are_warned_about():
     bvals, bvecs = table()
     with pytest.warns(UserWarning, match="volumes 1 and 2 have the same direction"):
         check_table(bvals, torch.cat([bvecs[:2], -bvecs[1:2], bvecs[3:]]))
+
+
+def test_directions_that_are_spread_badly_are_warned_about():
+    bvals, bvecs = around(90.0)
+    bvecs[1::2, 2] += 0.15
+    with pytest.warns(UserWarning, match=r"the directions are spread badly \(condition \d+; 3 is good\)"):
+        check_table(bvals, torch.nn.functional.normalize(bvecs, dim=1))
+
+
+def test_doubts_go_where_the_caller_wants_them():
+    doubts = []
+    check_table(*spoil("bvecs", 0, torch.tensor([1.0, 0, 0])), name="a.bvec", bval_name="a.bval", warn=doubts.append)
+    assert doubts == ["a.bval: volume 0 has b = 0 s/mm² and a direction; it is read as a b0"]

@@ -16,7 +16,7 @@ from eqdmri_monai.files.tables import write_fsl
 from eqdmri_monai.networks import PQNet
 from eqdmri_monai.simulate import make_phantom, single_shell
 
-SPACING = [11.0, 11.0, 11.0]
+SPACING = [9.0, 9.0, 9.0]
 ORDERS = ["".join(codes) for axes in itertools.permutations(("LR", "PA", "IS")) for codes in itertools.product(*axes)]
 ANGLES = (0.0, 0.3, 15.0)  # degrees
 
@@ -102,7 +102,7 @@ def test_one_slice_and_a_slab_get_maps_and_a_picture(heads, tmp_path, codes, sli
 def test_a_change_of_1e_6_in_the_affine_does_not_change_the_map(tmp_path, angles):
     """At sizes of voxels where numbers of voxels, and mask voxels, are ties; and where two axes are equally near."""
     table = single_shell(6, 1000.0, np.random.default_rng(0), b0s=1)
-    head = make_phantom(0, table, angles=angles, shape=(12, 10, 20), spacing=(16.5, 22.0, 8.8), lesions=3)
+    head = make_phantom(0, table, angles=angles, shape=(14, 12, 24), spacing=(13.5, 18.0, 7.2), lesions=3)
     rng = np.random.default_rng(0)
     heads = {"as it is": head}
     for k in range(7):

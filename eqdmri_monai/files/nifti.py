@@ -1,22 +1,29 @@
-"""NIfTI files: what their headers must say, and writing them."""
+"""NIfTI files: whether they are whole and right, and writing them."""
 
 import gzip
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 import nibabel as nib
 import numpy as np
-import torch
 
+from eqdmri_monai.files.header import check_place, check_values, parse_header, shape_of
 from eqdmri_monai.files.writing import written_whole
-from eqdmri_monai.frames import voxel_axes
 
-MAX_FORM_ANGLE = 1.0  # degrees between the axes of sform and qform
+ENDINGS = {  # what to do with files of other names
+    ".hdr": "convert the pair of .hdr and .img to one .nii file",
+    ".img": "convert the pair of .hdr and .img to one .nii file",
+    ".bz2": "decompress it",
+    ".zst": "decompress it",
+    ".nii": "rename it, in lower case",
+    ".gz": "rename it, in lower case",
+}
 
 
 def check_nifti(path: str | Path, *, ndim: int) -> tuple[tuple[int, ...], np.ndarray]:
-    """Refuse a NIfTI file that cannot be read or whose header contradicts itself.
+    """Refuse a NIfTI file that is not whole or whose header contradicts itself; nothing is loaded.
 
     Parameters
     ----------
@@ -36,62 +43,65 @@ def check_nifti(path: str | Path, *, ndim: int) -> tuple[tuple[int, ...], np.nda
     FileNotFoundError
         When there is no such file.
     ValueError
-        When the file is no NIfTI or is cut short, has another number of axes, a sheared or singular affine, or an
-        sform and a qform that turn the voxel axes differently.
+        When the file is no NIfTI, shorter or longer than its header says, has another number of axes, is 0 in every
+        voxel of a scan, or `header.check_values` or `header.check_place` refuse it.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
     try:
-        image = nib.load(path)
-        header = image.header
-        sform, s_code = header.get_sform(coded=True)
-        qform, q_code = header.get_qform(coded=True)
-    except (
-        nib.filebasedimages.ImageFileError,
-        nib.spatialimages.HeaderDataError,
-        AttributeError,
-        OSError,
-        EOFError,
-        zlib.error,
-    ) as e:
-        raise ValueError(
-            f"{path}: not a readable NIfTI file ({' '.join(str(e).split())}); copy or convert it again"
-        ) from None
-    shape = image.shape
-    while ndim == 3 and len(shape) > 3 and shape[-1] == 1:  # a mask with one volume
-        shape = shape[:-1]
-    if len(shape) != ndim:
-        kind = "a diffusion scan has 4 (x, y, z, volume)" if ndim == 4 else "a mask has 3"
-        raise ValueError(f"{path}: {len(shape)} axes {shape}; {kind}")
-    _check_length(path, int(np.prod(image.shape)) * header.get_data_dtype().itemsize + image.dataobj.offset)
-    try:
-        voxel_axes(torch.as_tensor(image.affine))
-        if s_code > 0 and q_code > 0:
-            cosine = (
-                torch.trace(voxel_axes(torch.as_tensor(sform)).T @ voxel_axes(torch.as_tensor(qform))).item() - 1
-            ) / 2
-            angle = float(np.degrees(np.arccos(np.clip(cosine, -1, 1))))
-            if angle > MAX_FORM_ANGLE:
-                raise ValueError(
-                    f"sform and qform turn the voxel axes differently ({angle:.0f} degrees); set both to the right one"
-                )
+        return _check(path, ndim)
+    except EOFError:
+        raise ValueError(f"{path}: the file is cut short; copy it again") from None
+    except gzip.BadGzipFile as e:
+        if "Not a gzipped file" in str(e):
+            raise ValueError(
+                f"{path}: the file is not compressed, or damaged; rename it to .nii or copy it again"
+            ) from None
+        raise ValueError(f"{path}: the file is damaged ({e}); copy it again") from None
+    except zlib.error as e:
+        raise ValueError(f"{path}: the file is damaged ({e}); copy it again") from None
+    except OSError as e:
+        raise ValueError(f"{path}: cannot be read ({e.strerror or e}); copy it again") from None
     except ValueError as e:
         raise ValueError(f"{path}: {e}") from None
-    return shape, image.affine
 
 
-def _check_length(path: Path, expected: int) -> None:
-    """Refuse a file that ends before its last voxel."""
-    length = 0
-    try:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as stream:
-            while block := stream.read(1 << 22):
-                length += len(block)
-    except (EOFError, OSError, zlib.error):
-        raise ValueError(f"{path}: the file is cut short or damaged after {length} bytes; copy it again") from None
-    if length < expected:
-        raise ValueError(f"{path}: {length} bytes of {expected}; the file is cut short, copy it again")
+def _check(path: Path, ndim: int) -> tuple[tuple[int, ...], np.ndarray]:
+    if not path.name.endswith((".nii", ".nii.gz")):
+        raise ValueError(f"its name must end in .nii or .nii.gz; {ENDINGS.get(path.suffix.lower(), 'convert it')}")
+    with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as stream:
+        start = stream.read(544)
+        header = parse_header(start)
+        shape = shape_of(header)
+        offset = check_values(header)
+        values = int(np.prod(shape, dtype=object)) * header.get_data_dtype().itemsize
+        if ndim == 3 and len(shape) == 4 and shape[3] == 1:  # a mask with one volume
+            shape = shape[:3]
+        if len(shape) != ndim:
+            kind = "a diffusion scan has 4 (x, y, z, volume)" if ndim == 4 else "a mask has 3"
+            raise ValueError(f"{len(shape)} axes {shape}; {kind}")
+        affine = check_place(header)
+        any_value = _check_length(stream, start, offset, values)
+    if ndim == 4 and not any_value:
+        raise ValueError("every voxel is 0; this is no scan")
+    return shape, affine
+
+
+def _check_length(stream: BinaryIO, start: bytes, offset: int, values: int) -> bool:
+    """Refuse a file that does not end with its last voxel; return whether any value is not 0."""
+    done, any_value, block = len(start), any(start[offset:]), start
+    while block and done <= offset + values:
+        block = stream.read(1 << 22)
+        any_value = any_value or bool(np.frombuffer(block, np.uint8)[max(offset - done, 0) :].any())
+        done += len(block)
+    if done < offset + values:
+        raise ValueError(f"{done} bytes of {offset + values}; the file is cut short, copy it again")
+    if done > offset + values:
+        raise ValueError(
+            f"more bytes than the {offset + values} that its header says, so volumes may be mixed up; convert it again"
+        )
+    return any_value
 
 
 def write_nifti(path: str | Path, array: np.ndarray, affine: np.ndarray) -> Path:

@@ -1,6 +1,7 @@
 """Gradient tables in files: FSL's bval and bvec, MRtrix's .b."""
 
-from collections.abc import Mapping
+import warnings
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,17 @@ from eqdmri_monai.files.writing import written_whole
 from eqdmri_monai.frames import fsl_to_world, world_to_fsl
 from eqdmri_monai.gradients import GradientTable, check_table
 
+MAX_BYTES = 10_000_000  # of a table; one of 1000 volumes has 40 kB
 
-def read_fsl(bval: str | Path, bvec: str | Path, affine: np.ndarray, *, volumes: int | None = None) -> GradientTable:
+
+def read_fsl(
+    bval: str | Path,
+    bvec: str | Path,
+    affine: np.ndarray,
+    *,
+    volumes: int | None = None,
+    warn: Callable[[str], None] = warnings.warn,
+) -> GradientTable:
     """Read FSL ``bval`` and ``bvec`` files into a table in the world frame.
 
     Numbers may be parted by blanks, tabs or commas, with any line ends; directions may be rows or columns.
@@ -24,6 +34,8 @@ def read_fsl(bval: str | Path, bvec: str | Path, affine: np.ndarray, *, volumes:
         Original affine of the image that the files came with, mm.
     volumes : int
         Number of volumes of that image.
+    warn : callable
+        See `check_table`.
 
     Raises
     ------
@@ -50,12 +62,16 @@ def read_fsl(bval: str | Path, bvec: str | Path, affine: np.ndarray, *, volumes:
             f"{bvec}: 3 directions; rows and columns cannot be told apart, and at least 6 directions are needed"
         )
     bvals = torch.from_numpy(values)
-    unit = check_table(bvals, torch.from_numpy(rows), volumes=volumes, name=str(bvec))
+    unit = check_table(bvals, torch.from_numpy(rows), volumes=volumes, name=str(bvec), bval_name=str(bval), warn=warn)
     return GradientTable(bvals, fsl_to_world(unit, torch.as_tensor(np.array(affine))))
 
 
-def read_mrtrix(path: str | Path, *, volumes: int | None = None) -> GradientTable:
+def read_mrtrix(
+    path: str | Path, *, volumes: int | None = None, warn: Callable[[str], None] = warnings.warn
+) -> GradientTable:
     """Read an MRtrix ``.b`` file: one row "x y z b" for each volume, directions in the world frame.
+
+    `volumes` and `warn` are those of `check_table`.
 
     Raises
     ------
@@ -72,11 +88,17 @@ def read_mrtrix(path: str | Path, *, volumes: int | None = None) -> GradientTabl
     if rows.shape[1] != 4:
         raise ValueError(f"{path}: {rows.shape[1]} columns; an MRtrix table has 4 (x y z b)")
     bvals = torch.from_numpy(rows[:, 3].copy())
-    unit = check_table(bvals, torch.from_numpy(rows[:, :3].copy()), volumes=volumes, name=str(path))
+    unit = check_table(bvals, torch.from_numpy(rows[:, :3].copy()), volumes=volumes, name=str(path), warn=warn)
     return GradientTable(bvals, unit)
 
 
-def read_table(scan: Mapping, affine: np.ndarray, *, volumes: int | None = None) -> GradientTable:
+def read_table(
+    scan: Mapping,
+    affine: np.ndarray,
+    *,
+    volumes: int | None = None,
+    warn: Callable[[str], None] = warnings.warn,
+) -> GradientTable:
     """Read the table of a scan from its `table_files`.
 
     Parameters
@@ -86,6 +108,8 @@ def read_table(scan: Mapping, affine: np.ndarray, *, volumes: int | None = None)
         Original affine of the image, mm.
     volumes : int
         Number of volumes of the image.
+    warn : callable
+        See `check_table`.
 
     Raises
     ------
@@ -96,8 +120,8 @@ def read_table(scan: Mapping, affine: np.ndarray, *, volumes: int | None = None)
     """
     files = table_files(scan)
     if "mrtrix" in files:
-        return read_mrtrix(files["mrtrix"], volumes=volumes)
-    return read_fsl(files["bval"], files["bvec"], affine, volumes=volumes)
+        return read_mrtrix(files["mrtrix"], volumes=volumes, warn=warn)
+    return read_fsl(files["bval"], files["bvec"], affine, volumes=volumes, warn=warn)
 
 
 def table_files(scan: Mapping) -> dict[str, Path]:
@@ -154,7 +178,7 @@ def find_sidecars(image: str | Path) -> dict[str, Path]:
 
 
 def read_numbers(path: str | Path) -> np.ndarray:
-    """Read a text file of numbers, shape (rows, columns), float64.
+    """Read a text file of numbers, shape (rows, columns), float64; what follows a # is a comment.
 
     Raises
     ------
@@ -166,16 +190,29 @@ def read_numbers(path: str | Path) -> np.ndarray:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; name the gradient table of this scan")
+    if path.stat().st_size > MAX_BYTES:
+        raise ValueError(f"{path}: {path.stat().st_size} bytes are no gradient table; name that of this scan")
     try:
-        text = path.read_text(encoding="utf-8-sig").replace(",", " ")
-        rows = [[float(word) for word in line.split()] for line in text.splitlines() if line.strip()]
-    except ValueError as e:  # UnicodeDecodeError is one too
-        raise ValueError(f"{path}: not a table of numbers ({e})") from None
-    if not rows or any(len(row) != len(rows[0]) for row in rows):
+        lines = path.read_text(encoding="utf-8-sig").replace(",", " ").splitlines()
+        words = [line.partition("#")[0].split() for line in lines]
+        rows = [[_number(word) for word in line] for line in words if line]
+    except UnicodeDecodeError:
+        raise ValueError(f"{path}: not a table of numbers; save it as plain text (UTF-8)") from None
+    except ValueError as e:
+        raise ValueError(f"{path}: not a table of numbers ({e}); name that of this scan, or correct it") from None
+    if not rows:
+        raise ValueError(f"{path}: there is no number in it; copy it again")
+    if any(len(row) != len(rows[0]) for row in rows):
         raise ValueError(
             f"{path}: {len(rows)} rows of {sorted({len(row) for row in rows})} numbers; rows must be equally long"
         )
     return np.array(rows)
+
+
+def _number(word: str) -> float:
+    if "_" in word:  # which Python's float skips
+        raise ValueError(f"{word!r} is no number")
+    return float(word)
 
 
 def write_fsl(table: GradientTable, affine: np.ndarray, stem: str | Path) -> tuple[Path, Path]:

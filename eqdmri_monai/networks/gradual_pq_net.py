@@ -66,6 +66,7 @@ class GradualPQNet(nn.Module):
         recompute: bool = False,
     ):
         super().__init__()
+        self.q_max = radial.q_max
         if not len(irreps_pq) == len(q_counts) == len(num_q) - 1:
             raise ValueError(
                 f"q_counts and num_q must have {len(irreps_pq)} and {len(irreps_pq) + 1} entries for {len(irreps_pq)} "

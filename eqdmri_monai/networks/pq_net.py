@@ -83,6 +83,7 @@ class PQNet(nn.Module):
         recompute: bool = False,
     ):
         super().__init__()
+        self.q_max = radial.q_max
         if not irreps_pq:
             raise ValueError("irreps_pq must name the type after at least one pq layer, got an empty list")
         if reduction not in ("length", "mean"):

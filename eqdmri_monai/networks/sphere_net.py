@@ -71,6 +71,7 @@ class SphereNet(nn.Module):
         recompute: bool = False,
     ):
         super().__init__()
+        self.q_max = radial.q_max
         if not channels:
             raise ValueError("channels must name at least one spherical layer, got an empty list")
         self.irreps_in, self.irreps_out = o3.Irreps("0e"), parse_irreps(irreps_out, "irreps_out")

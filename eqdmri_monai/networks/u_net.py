@@ -64,6 +64,7 @@ class PQUNet(nn.Module):
         recompute: bool = False,
     ):
         super().__init__()
+        self.q_max = radial.q_max
         levels = parse_irreps_list(irreps_levels, "irreps_levels")
         if len(levels) < 2:
             raise ValueError(f"irreps_levels must name the types on two grids or more, got {len(levels)}")

@@ -35,8 +35,8 @@ class SaveReportd(MapTransform):
 
     def __init__(self, keys: KeysCollection, *, record: SaveRecordd, threshold: float):
         super().__init__(keys)
-        if not 0 < threshold <= 1:
-            raise ValueError(f"threshold must be a probability above 0, such as 0.5, not {threshold}")
+        if not isinstance(threshold, int | float) or not 0 < threshold <= 1:
+            raise ValueError(f"threshold must be a probability above 0, such as 0.5, not {threshold!r}")
         self.record, self.threshold = record, threshold
 
     def __call__(self, data: Mapping[Hashable, object]) -> dict[Hashable, object]:

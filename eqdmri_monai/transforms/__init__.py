@@ -9,6 +9,7 @@ from eqdmri_monai.transforms.labels import CheckLabeld
 from eqdmri_monai.transforms.normalization import LogSignald, NormalizeChannelsd, NormalizeShellsd
 from eqdmri_monai.transforms.output import CheckFinited, SaveTogether
 from eqdmri_monai.transforms.scan import CheckScand, LoadGradientsd, WriteQd
+from eqdmri_monai.transforms.signal import CheckSignald
 from eqdmri_monai.transforms.streamlines import (
     LoadTractogramd,
     RandDropBundlesd,
@@ -26,6 +27,7 @@ __all__ = [
     "CheckFinited",
     "CheckLabeld",
     "CheckScand",
+    "CheckSignald",
     "FitTensord",
     "InvariantFeaturesd",
     "InvariantMapsd",

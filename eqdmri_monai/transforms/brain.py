@@ -1,6 +1,6 @@
 """Where the brain is."""
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 
 import numpy as np
 import torch
@@ -8,7 +8,9 @@ from dipy.segment.mask import median_otsu
 from monai.config import KeysCollection
 from monai.transforms import MapTransform
 
-from eqdmri_monai.transforms.scan import file_of, with_volumes
+from eqdmri_monai.transforms.scan import file_of, warn_of, with_volumes
+
+MIN_ML = 10.0  # ml; a single slice through a head has 30
 
 
 class BrainMaskd(MapTransform):
@@ -26,7 +28,12 @@ class BrainMaskd(MapTransform):
     Raises
     ------
     ValueError
-        When the mask is empty.
+        When the mask is empty or not finite.
+
+    Warns
+    -----
+    UserWarning
+        When it is everywhere, smaller than 10 ml, or the b0 is brighter outside.
     """
 
     def __init__(self, keys: KeysCollection, mask_key: str = "brain_mask", *, median_radius: int = 2, numpass: int = 2):
@@ -47,9 +54,23 @@ class BrainMaskd(MapTransform):
             raise ValueError(
                 f"{file_of(mask)}: brain mask {tuple(mask.shape[1:])} for a scan {tuple(image.shape[1:])}; resample it"
             )
+        if not torch.isfinite(torch.as_tensor(mask)).all():
+            raise ValueError(f"{file_of(mask)}: the brain mask has values that are not finite; give one of 0 and 1")
         brain = (mask > 0.5).to(torch.float32)
         if not brain.any():
             raise ValueError(f"{file_of(mask)}: the brain mask is empty; give one as brain_mask")
+        for doubt in _doubts(image[0].as_tensor(), torch.as_tensor(brain)[0] > 0, image.affine):
+            warn_of(image, f"{file_of(mask)}: {doubt}; look at the brain in the picture, or give one as brain_mask")
         d[self.mask_key] = with_volumes(image, brain)  # the scan's affine to the last digit, and its name for results
         d[self.mask_key].meta["made_of"] = file_of(mask) if given else ""
         return d
+
+
+def _doubts(b0: torch.Tensor, brain: torch.Tensor, affine: torch.Tensor) -> Iterator[str]:
+    ml = float(brain.sum() * torch.linalg.det(affine[:3, :3]).abs() / 1000)
+    if ml < MIN_ML:
+        yield f"the brain has only {ml:.2g} ml"
+    if brain.all():
+        yield "the brain mask is the whole image"
+    elif b0[brain].mean() < b0[~brain].mean():
+        yield "the b0 is brighter outside of the brain than inside"

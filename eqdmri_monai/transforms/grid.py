@@ -5,16 +5,17 @@ from collections.abc import Hashable, Mapping, Sequence
 import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
-from monai.transforms import InvertibleTransform, MapTransform, SpatialResample
+from monai.transforms import InvertibleTransform, MapTransform, SpatialResample, generate_spatial_bounding_box
 from monai.utils import TraceKeys
 from nibabel.orientations import io_orientation
 from torch import Tensor
 
 from eqdmri_monai.frames import voxel_axes
-from eqdmri_monai.transforms.scan import file_of
+from eqdmri_monai.transforms.scan import file_of, warn_of
 
 SLACK = 0.01  # voxels that the outermost centres may lie outside; far above rounding, far below what matters
 CUT = 0.5 - 1e-3  # a voxel half in the mask is in it, whichever way its value is rounded
+COARSE = 2.5  # times the voxels of the scan; beyond, interpolation leaves most of them out
 MAX_VOXELS = 512**3  # of one volume, 0.5 GB; ten times a whole brain at 1 mm
 
 
@@ -36,34 +37,60 @@ class ResampleRASd(MapTransform, InvertibleTransform):
         Voxel sizes along these axes, mm.
     mode : sequence of str
         For each key "bilinear" or "nearest" as in MONAI, or "mask": linear, then 1 where it is a half or more.
+    crop_to : str
+        Key of a mask; the grid is cut to the box around it.
+    margin : int
+        Voxels by which that box is larger, where the grid goes on.
 
     Raises
     ------
     ValueError
         When spacing is not three positive numbers, or so small that a volume would have over 512³ voxels.
+
+    Warns
+    -----
+    UserWarning
+        When voxels become 2.5 times as large or larger.
     """
 
-    def __init__(self, keys: KeysCollection, spacing: Sequence[float], mode: Sequence[str]):
+    def __init__(
+        self,
+        keys: KeysCollection,
+        spacing: Sequence[float],
+        mode: Sequence[str],
+        *,
+        crop_to: str | None = None,
+        margin: int = 0,
+    ):
         super().__init__(keys, allow_missing_keys=True)
         self.spacing = _three_sizes(spacing)
-        self.mode = mode
+        self.mode, self.crop_to, self.margin = mode, crop_to, margin
         self.resample = SpatialResample(padding_mode="border")
 
     def __call__(self, data: Mapping[Hashable, Tensor]) -> dict[Hashable, Tensor]:
         """Return data with images (Q, X, Y, Z), float32, on the new grid."""
-        d, grid = dict(data), None
+        d = dict(data)
+        affine, shape = self._grid(d[self.first_key(d)])
+        if self.crop_to:
+            mask = self._resampled(d[self.crop_to], affine, shape, "mask")
+            if not mask.any():
+                raise ValueError(
+                    f"{file_of(mask)}: no voxel of {_listed(self.spacing)} mm is half in {self.crop_to}; choose a "
+                    "smaller spacing, or a larger mask"
+                )
+            box_start, box_end = generate_spatial_bounding_box(mask.as_tensor(), margin=self.margin, allow_smaller=True)
+            affine[:3, 3] += affine[:3, :3] @ torch.tensor(box_start, dtype=torch.float64)
+            shape = [end - start for start, end in zip(box_start, box_end, strict=True)]
         for key, mode in self.key_iterator(d, self.mode):
-            image = d[key]
-            grid = self._grid(image) if grid is None else grid
-            # a few volumes at a time: they are interpolated in double precision
-            volumes = [
-                self.resample(image[i : i + 4], *grid, mode="bilinear" if mode == "mask" else mode)
-                for i in range(0, len(image), 4)
-            ]
-            x = torch.cat([v.as_tensor() for v in volumes])
-            x = (x >= CUT).to(torch.float32) if mode == "mask" else x
-            d[key] = MetaTensor(x, meta=volumes[0].meta, applied_operations=volumes[0].applied_operations)
+            d[key] = self._resampled(d[key], affine, shape, mode)
         return d
+
+    def _resampled(self, image: MetaTensor, affine: Tensor, shape: Sequence[int], mode: str) -> MetaTensor:
+        x = torch.empty(len(image), *shape, dtype=torch.float32)
+        for i in range(0, len(image), 4):  # few at a time: they are interpolated in double precision
+            part = self.resample(image[i : i + 4], affine, shape, mode="bilinear" if mode == "mask" else mode)
+            x[i : i + 4] = part.as_tensor() >= CUT if mode == "mask" else part.as_tensor()
+        return MetaTensor(x, meta=part.meta, applied_operations=part.applied_operations)
 
     def inverse(self, data: Mapping[Hashable, Tensor]) -> dict[Hashable, Tensor]:
         """Return data on the scan's own grid, interpolated linearly."""
@@ -77,20 +104,29 @@ class ResampleRASd(MapTransform, InvertibleTransform):
     def _grid(self, image: MetaTensor) -> tuple[Tensor, list[int]]:
         """Return the affine and the shape of the new grid."""
         affine = image.affine.to(torch.float64)
-        steps = torch.tensor(image.shape[1:], dtype=torch.float64) - 1
-        axes, length = voxel_axes(affine), steps * affine[:3, :3].norm(dim=0)  # length: mm between outermost centres
         world, sign = torch.as_tensor(io_orientation(affine.numpy())).T
         source = world.argsort()  # axis of the array that goes right, front, top
-        shape = (length[source] / self.spacing - SLACK).ceil().clamp(min=0) + 1
+        steps, sizes = torch.tensor(image.shape[1:], dtype=torch.float64) - 1, affine[:3, :3].norm(dim=0)
+        shape = ((steps * sizes)[source] / self.spacing - SLACK).ceil().clamp(min=0) + 1
         if shape.prod() > MAX_VOXELS:
             raise ValueError(
-                f"{file_of(image)}: {' x '.join(f'{n:.0f}' for n in shape)} voxels at a spacing of "
-                f"{[round(s, 3) for s in self.spacing.tolist()]} mm; choose a larger one, or correct the voxel sizes"
+                f"{file_of(image)}: {_listed(shape)} voxels at a spacing of {_listed(self.spacing)} mm; choose a "
+                "larger one, or correct the voxel sizes"
+            )
+        if ((self.spacing > COARSE * sizes[source]) & (steps[source] > 0)).any():
+            warn_of(
+                image,
+                f"{file_of(image)}: voxels of {_listed(sizes[source])} mm are resampled to {_listed(self.spacing)} mm, "
+                "so most of them are not looked at; is this spacing meant?",
             )
         new = torch.eye(4, dtype=torch.float64)
-        new[:3, :3] = (axes * sign)[:, source] * self.spacing
+        new[:3, :3] = (voxel_axes(affine) * sign)[:, source] * self.spacing
         new[:3, 3] = affine[:3, :3] @ (steps / 2) + affine[:3, 3] - new[:3, :3] @ ((shape - 1) / 2)
         return new, [int(n) for n in shape]
+
+
+def _listed(numbers: Tensor) -> str:
+    return " x ".join(f"{n:.4g}" for n in numbers.tolist())
 
 
 def _three_sizes(spacing: Sequence[float]) -> Tensor:

@@ -10,6 +10,8 @@ from monai.transforms import MapTransform
 from eqdmri_monai.gradients import shells
 from eqdmri_monai.transforms.scan import file_of, table_of, with_volumes
 
+CONSTANT = 1e-5  # of the mean: what interpolation in single precision makes of equal values
+
 
 class NormalizeShellsd(MapTransform):
     """Give each shell mean 0 and standard deviation 1 inside the brain, and 0 outside.
@@ -45,14 +47,17 @@ class NormalizeShellsd(MapTransform):
             shell = shells(table.bvals)
             out = torch.zeros_like(image.as_tensor())
             for s in shell.unique():
-                volumes = image.as_tensor()[shell == s]
-                values = volumes[:, brain].double()
-                if values.std(correction=0) == 0:
+                volumes = (shell == s).nonzero().flatten().tolist()
+                deviation, mean = torch.std_mean(
+                    torch.cat([image.as_tensor()[i][brain] for i in volumes]).double(), correction=0
+                )
+                if deviation <= CONSTANT * mean.abs():
                     raise ValueError(
                         f"{file_of(image)}: the volumes of one shell are constant inside the brain; check the "
                         f"scan and its mask"
                     )
-                out[shell == s] = (volumes - values.mean().float()) / values.std(correction=0).float() * brain
+                for i in volumes:
+                    out[i] = (image.as_tensor()[i] - mean.float()) / deviation.float() * brain
             d[key] = with_volumes(image, out, table)
         return d
 

@@ -6,9 +6,9 @@ axes of the array as it is then. ``image.meta["file_gradients"]`` keeps those of
 averaged or left out since.
 """
 
-import os
 import warnings
 from collections.abc import Hashable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,9 +19,9 @@ from monai.transforms import MapTransform
 from monai.utils import ensure_tuple
 
 from eqdmri_monai.files.nifti import check_nifti, same_grid
-from eqdmri_monai.files.tables import read_table
+from eqdmri_monai.files.tables import read_table, table_files
 from eqdmri_monai.frames import world_to_voxel
-from eqdmri_monai.gradients import SHELL_WIDTH, GradientTable, shells
+from eqdmri_monai.gradients import B_UNIT, SHELL_WIDTH, GradientTable, shells
 
 
 def file_of(image: torch.Tensor) -> str:
@@ -60,7 +60,8 @@ def with_volumes(image: MetaTensor, volumes: torch.Tensor, table: GradientTable 
 def warn_of(image: MetaTensor, sentence: str) -> None:
     """Warn, and keep the sentence, without names of folders, for the report: ``image.meta["warnings"]``, one a line."""
     warnings.warn(sentence, stacklevel=3)
-    kept = sentence.replace(f"{Path(file_of(image)).parent}{os.sep}", "")
+    file, colon, said = sentence.partition(": ")
+    kept = f"{Path(file).name}{colon}{said}"
     image.meta["warnings"] = "\n".join(filter(None, (image.meta.get("warnings"), kept)))
 
 
@@ -107,16 +108,26 @@ class LoadGradientsd(MapTransform):
         Images (Q, X, Y, Z) as `LoadImaged` gives them with ``ensure_channel_first``.
     shells : float or sequence of float
         b-values in s/mm² that every scan must have, within the width of a shell; any scan will do where left out.
+    q_max : float
+        sqrt(b / 1000) of the strongest weighting that the network is made for, where it has a bound.
 
     Raises
     ------
     FileNotFoundError, ValueError
-        See `files.tables.read_table`; besides, when a shell is missing, or the image has values that are not finite,
-        or none but zeros.
+        See `files.tables.read_table`; besides, when `shells` are no numbers, a shell is missing or beyond `q_max`,
+        or directions are in the scanner's frame but the header does not say how the scan lies in it.
+
+    Warns
+    -----
+    UserWarning
+        See `gradients.check_table`; besides, when the header does not say how the scan lies in the scanner.
     """
 
-    def __init__(self, keys: KeysCollection, shells: float | Sequence[float] | None = None):
+    def __init__(
+        self, keys: KeysCollection, shells: float | Sequence[float] | None = None, *, q_max: float | None = None
+    ):
         super().__init__(keys)
+        self.q_max = q_max
         try:
             self.shells = () if shells is None else tuple(float(b) for b in ensure_tuple(shells))
         except (TypeError, ValueError):
@@ -127,33 +138,44 @@ class LoadGradientsd(MapTransform):
         d = dict(data)
         for key in self.key_iterator(d):
             image = d[key]
-            if not torch.isfinite(image).all():
-                raise ValueError(
-                    f"{file_of(image)}: {int((~torch.isfinite(image)).sum())} voxels are not finite; repair the "
-                    f"scan first"
-                )
-            if not image.any():
-                raise ValueError(f"{file_of(image)}: every voxel is 0; this is no scan")
             if "gradients" not in image.meta:
-                scan = {name: d.get(name) for name in ("bval", "bvec", "mrtrix")} | {"image": file_of(image)}
-                with warnings.catch_warnings(record=True) as said:
-                    warnings.simplefilter("always")
-                    table = read_table(scan, np.asarray(image.meta["original_affine"]), volumes=image.shape[0])
-                image.meta["gradients"] = table.rows.numpy()
-                for one in said:
-                    warn_of(image, str(one.message))
-            table = table_of(image)
-            shell = shells(table.bvals)
-            present = torch.stack([table.bvals[shell == s].mean() for s in shell.unique()])
-            for b in self.shells:
-                if (present - b).abs().min() > max(SHELL_WIDTH[0], SHELL_WIDTH[1] * b):
-                    found = ", ".join(f"{value:.0f}" for value in present)
-                    raise ValueError(
-                        f"{file_of(image)}: no shell of b = {b:g} s/mm², only {found}; use a scan that has it, or "
-                        "take it out of the option shells"
-                    )
+                image.meta["gradients"] = self._read(d, image).rows.numpy()
+            self._check_b(image)
             image.meta["file_gradients"] = image.meta["gradients"]
         return d
+
+    def _read(self, data: Mapping[Hashable, object], image: MetaTensor) -> GradientTable:
+        scan = {name: data.get(name) for name in ("bval", "bvec", "mrtrix")} | {"image": file_of(image)}
+        if int(image.meta.get("sform_code", 1)) == int(image.meta.get("qform_code", 1)) == 0:
+            if "mrtrix" in table_files(scan):
+                raise ValueError(
+                    f"{file_of(image)}: the header does not say how the scan lies in the scanner (sform_code and "
+                    "qform_code are 0), which directions of MRtrix need; use bval and bvec, or convert it again"
+                )
+            warn_of(
+                image,
+                f"{file_of(image)}: the header does not say how the scan lies in the scanner (sform_code and "
+                "qform_code are 0); it is read as FSL does (x leftwards), so its map may have left and right exchanged",
+            )
+        affine, warn = np.asarray(image.meta["original_affine"]), partial(warn_of, image)
+        return read_table(scan, affine, volumes=image.shape[0], warn=warn)
+
+    def _check_b(self, image: MetaTensor) -> None:
+        bvals = table_of(image).bvals
+        shell = shells(bvals)
+        present = torch.stack([bvals[shell == s].mean() for s in shell.unique()])
+        for b in self.shells:
+            if (present - b).abs().min() > max(SHELL_WIDTH[0], SHELL_WIDTH[1] * b):
+                found = ", ".join(f"{value:.0f}" for value in present)
+                raise ValueError(
+                    f"{file_of(image)}: no shell of b = {b:g} s/mm², only {found}; use a scan that has it, or "
+                    "take it out of the option shells"
+                )
+        if self.q_max and present.max() > (1 + SHELL_WIDTH[1]) * B_UNIT * self.q_max**2:
+            raise ValueError(
+                f"{file_of(image)}: b is up to {present.max():.0f} s/mm², and the network is made for "
+                f"{B_UNIT * self.q_max**2:.0f} at most (q_max); leave these volumes out of scan and table"
+            )
 
 
 class WriteQd(MapTransform):

@@ -34,11 +34,13 @@ class AverageB0d(MapTransform):
             b0 = table.b0_mask
             if not b0.any():
                 raise ValueError(f"{file_of(image)}: no volume with b <= 50 s/mm²; at least one b0 is needed")
-            d[key] = with_volumes(
-                image,
-                torch.cat([image[b0].mean(0, keepdim=True), image[~b0]]),
-                GradientTable.from_rows(torch.cat([torch.zeros(1, 4), table[~b0].rows])),
-            )
+            plain, weighted = image.as_tensor(), (~b0).nonzero().flatten().tolist()
+            volumes = torch.empty(1 + len(weighted), *plain.shape[1:], dtype=plain.dtype)
+            volumes[0] = plain[b0].mean(0)
+            for k, i in enumerate(weighted, start=1):
+                volumes[k] = plain[i]
+            rows = torch.cat([torch.zeros(1, 4), table[~b0].rows])
+            d[key] = with_volumes(image, volumes, GradientTable.from_rows(rows))
         return d
 
 

@@ -76,7 +76,8 @@ def test_a_missing_table_names_what_to_add(tmp_path):
         ("0 1000", "1 0 0 0\n0 1 0 0", "must be 3 rows or 3 columns"),
         ("0 b", "1 0 0", "not a table of numbers"),
         ("0 1000", "1 0 0\n0 1", "rows must be equally long"),
-        ("", "1 0 0", "rows must be equally long"),
+        ("", "1 0 0", "there is no number in it"),
+        ("0 1_000", "1 0 0", "'1_000' is no number"),
     ],
 )
 def test_files_that_are_no_table_are_refused(tmp_path, bval, bvec, words):

@@ -79,3 +79,35 @@ def test_a_spacing_that_is_not_three_sizes_is_refused(spacing):
 def test_voxels_without_number_are_refused_before_they_are_made():
     with pytest.raises(ValueError, match=r"801 x 876 x 901 voxels .* choose a larger one"):
         resample(image(affine_of(torch.eye(3), (2000.0, 2500.0, 3000.0))), (20.0, 20.0, 20.0))
+
+
+def test_the_grid_is_cut_to_the_box_around_a_mask():
+    x = image(affine_of(o3.rand_matrix()), (12, 13, 14))
+    mask = MetaTensor(torch.zeros(1, 12, 13, 14), affine=x.affine)
+    mask[:, 4:8, 5:9, 6:7] = 1
+    keys, modes = ["image", "brain_mask"], ["bilinear", "mask"]
+    whole = ResampleRASd(keys, (2, 2, 2), modes)({"image": x, "brain_mask": mask})
+    cut = ResampleRASd(keys, (2, 2, 2), modes, crop_to="brain_mask", margin=1)({"image": x, "brain_mask": mask})
+    ijk = torch.linalg.solve(whole["image"].affine, cut["image"].affine)
+    torch.testing.assert_close(ijk[:3, :3], torch.eye(3), rtol=0, atol=1e-12)
+    box = [slice(int(a), int(a) + n) for a, n in zip(ijk[:3, 3].round(), cut["image"].shape[1:], strict=True)]
+    for key in keys:
+        part = whole[key].as_tensor()[(slice(None), *box)]
+        torch.testing.assert_close(cut[key].as_tensor(), part, rtol=0, atol=1e-5)
+    assert cut["brain_mask"].sum() == whole["brain_mask"].sum()
+    assert not cut["brain_mask"][:, 0].any()
+    assert cut["brain_mask"][:, 1].any()
+
+
+def test_a_mask_that_vanishes_at_a_spacing_is_refused():
+    x = image(affine_of(torch.eye(3)))
+    mask = MetaTensor(torch.zeros(1, 9, 8, 7), affine=x.affine, meta={"filename_or_obj": "mask.nii"})
+    mask[:, 3, 3, 3] = 1
+    transform = ResampleRASd(["image", "brain_mask"], (4, 4, 4), ["bilinear", "mask"], crop_to="brain_mask")
+    with pytest.raises(ValueError, match=r"mask.nii: no voxel of 4 x 4 x 4 mm is half in brain_mask"):
+        transform({"image": x, "brain_mask": mask})
+
+
+def test_a_spacing_that_leaves_voxels_out_is_warned_about():
+    with pytest.warns(UserWarning, match=r"voxels of 2 x 2.5 x 3 mm are resampled to 6 x 6 x 6 mm"):
+        resample(image(affine_of(torch.eye(3))), (6, 6, 6))

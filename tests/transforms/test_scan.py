@@ -33,13 +33,6 @@ def test_loaded_gradients_are_in_the_world(scan):
     np.testing.assert_array_equal(out.meta["file_gradients"], out.meta["gradients"])
 
 
-@pytest.mark.parametrize(("value", "words"), [(torch.nan, "voxels are not finite"), (0.0, "every voxel is 0")])
-def test_a_scan_without_a_signal_is_refused(scan, value, words):
-    x = MetaTensor(torch.full((8, 4, 5, 6), value), meta={"filename_or_obj": "a.nii.gz"})
-    with pytest.raises(ValueError, match=rf"a.nii.gz: .*{words}"):
-        LoadGradientsd("image")({"image": x})
-
-
 def test_check_passes_a_scan_with_a_mask_on_its_grid(scan, tmp_path):
     path, _, affine = scan
     mask = write_nifti(tmp_path / "mask.nii.gz", np.ones((4, 5, 6), np.uint8), affine)
@@ -90,3 +83,24 @@ def test_shells_are_one_b_value_or_several():
     for wrong in ("abc", [None], [[1000]]):
         with pytest.raises(ValueError, match=r"shells must be b-values in s/mm², such as \[1000, 2000\], not"):
             LoadGradientsd("image", shells=wrong)
+
+
+def test_b_values_beyond_the_network_are_refused():
+    x = image_from(random_scheme(6, 1.87))  # b = 3500
+    with pytest.raises(ValueError, match=r"b is up to 3497 s/mm², and the network is made for 3062 at most"):
+        LoadGradientsd("image", q_max=1.75)({"image": x})
+    LoadGradientsd("image", q_max=1.75)({"image": image_from(random_scheme(6, 1.76))})  # within the width of a shell
+
+
+def test_a_scan_that_says_not_where_it_lies_is_read_as_fsl_does(scan):
+    path, table, affine = scan
+    meta = {"filename_or_obj": str(path), "original_affine": affine, "sform_code": 0, "qform_code": 0}
+    x = MetaTensor(torch.rand(8, 4, 5, 6), affine=torch.from_numpy(affine), meta=meta)
+    with pytest.warns(UserWarning, match="read as FSL does"):
+        out = LoadGradientsd("image")({"image": x})["image"]
+    torch.testing.assert_close(table_of(out).q, table.q, rtol=0, atol=1e-7)
+    assert out.meta["warnings"].startswith("dwi.nii.gz: the header does not say")
+    np.savetxt(path.parent / "dwi.b", table.rows.numpy())
+    x.meta.pop("gradients")
+    with pytest.raises(ValueError, match="which directions of MRtrix need"):
+        LoadGradientsd("image")({"image": x, "mrtrix": str(path.parent / "dwi.b")})
