@@ -65,7 +65,7 @@ def check_values(header: Header) -> int:
     """
     try:
         dtype = header.get_data_dtype()
-    except nib.spatialimages.HeaderDataError:
+    except (nib.spatialimages.HeaderDataError, KeyError):
         raise ValueError(
             f"voxels are of type {int(header['datatype'])}, which is not known; convert the scan"
         ) from None

@@ -69,6 +69,8 @@ def scan_list(
             scans = json.loads(path.read_text())[section]
         except (ValueError, KeyError, TypeError) as e:
             raise ValueError(f'{path}: no list "{section}" in this JSON file ({type(e).__name__}: {e})') from None
+        if not isinstance(scans, list):
+            raise ValueError(f'{path}: "{section}" must be a list of scans, got {scans!r}')
         folder = path.parent
     resolved = []
     for scan in scans:
@@ -76,6 +78,9 @@ def scan_list(
             raise ValueError(
                 f"{datalist or dwi}: a scan must be a mapping with image and any of {PATH_KEYS[1:]}, got {scan}"
             )
+        odd = [key for key, value in scan.items() if not isinstance(value, str | os.PathLike)]
+        if odd:
+            raise ValueError(f"{datalist or dwi}: {odd[0]} of a scan must be a path, got {scan[odd[0]]!r}")
         scan = {key: str((folder / value).absolute()) for key, value in scan.items()}
         for key, value in scan.items():
             if not Path(value).is_file() and not (missing_ok and datalist):

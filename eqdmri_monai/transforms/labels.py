@@ -22,7 +22,8 @@ class CheckLabeld(MapTransform):
     Raises
     ------
     ValueError
-        When there is none, a label has other values than 0 and 1, or another number of channels than the network has outputs.
+        When there is none, a label has other values than 0 and 1, or another number of channels than the network has
+        outputs.
     """
 
     def __init__(self, keys: KeysCollection, outputs: int = 1):
