@@ -75,7 +75,7 @@ def test_the_physics_that_is_learned_is_that_of_newton():
     torch.testing.assert_close(found[1:].square().sum(), 7.5 * anisotropic.square().sum())  # component normalisation
 
 
-@pytest.mark.slow
+@pytest.mark.experiment
 def test_shapes_of_points_are_recognised_in_all_rotations(tmp_path):
     rows = run("point_shapes", tmp_path, "--seeds", 1, "--rotations", 100)
     assert float(rows[0]["accuracy"]) == 100.0
@@ -83,27 +83,27 @@ def test_shapes_of_points_are_recognised_in_all_rotations(tmp_path):
     assert float(rows[1]["chiral_pair"]) == 50.0  # scalars alone cannot tell mirror images apart
 
 
-@pytest.mark.slow
+@pytest.mark.experiment
 def test_gravity_and_inertia_are_learned(tmp_path):
     rows = run("point_physics", tmp_path, "--steps", 500, "--inertia-steps", 500)
     assert all(float(row["last_loss"]) < 0.5 * float(row["first_loss"]) for row in rows)
 
 
-@pytest.mark.slow
+@pytest.mark.experiment
 def test_springs_are_learned(tmp_path):
     rows = run("springs", tmp_path, "--trajectories", 50, "--epochs", 60, "--test", 20)
     drift = {row["model"]: float(row["angular_drift"]) for row in rows}
     assert drift["HLieConv-SO2*"] < 1e-10 < drift["FC"]
 
 
-@pytest.mark.slow
+@pytest.mark.experiment
 def test_digits_are_learned(tmp_path, data):
     options = ["--data", data, "--groups", "SO2", "--train", 1000, "--test", 200, "--epochs", 2, "--channels", 32]
     rows = run("rotmnist", tmp_path, *options)
     assert float(rows[0]["error_turned"]) < 80  # chance is 90 %
 
 
-@pytest.mark.slow
+@pytest.mark.experiment
 def test_bundles_are_found_in_any_pose(tmp_path):
     subprocess.run(
         [sys.executable, str(SCRIPTS / "make_tractograms.py"), "--folder", str(tmp_path / "heads")], check=True
