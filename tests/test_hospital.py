@@ -80,8 +80,8 @@ def test_a_warning_reaches_the_report_without_names_of_folders(case, tmp_path):
     bvec = np.loadtxt(scan["bvec"])
     bvec[:, 0] = [1, 0, 0]  # a direction at b = 0
     np.savetxt(scan["bvec"], bvec)
-    with pytest.warns(UserWarning, match=f"{scan['bvec']}: volume 0 has b = 0"):
+    with pytest.warns(UserWarning, match=f"{scan['bval']}: volume 0 has b = 0"):
         run(case, tmp_path / "out", dwi=scan["image"])
     (sentence,) = json.loads((tmp_path / "out" / "series005_report.json").read_text())["warnings"]
-    assert sentence.startswith("series005.bvec: volume 0 has b = 0")
+    assert sentence.startswith("series005.bval: volume 0 has b = 0")
     assert sentence in (tmp_path / "out" / "series005_report.html").read_text()
