@@ -111,3 +111,10 @@ def test_lists_of_tractograms(tmp_path):
     path.write_text(json.dumps({"training": [{"image": "a.trk", "bval": "x"}]}))
     with pytest.raises(ValueError, match="must be a mapping with image and reference"):
         tractogram_list(datalist=path, section="training")
+    for lists, words in (
+        ({"training": None}, "must be a list of tractograms"),
+        ({"training": [{"image": None}]}, "a path"),
+    ):
+        path.write_text(json.dumps(lists))
+        with pytest.raises(ValueError, match=words):
+            tractogram_list(datalist=path, section="training")

@@ -60,35 +60,51 @@ def scan_list(
         masks = {k: str(Path(v).absolute()) for k, v in files.items() if v and k == "brain_mask"}
         return [dicom_to_scan(dicom, temporary_folder(), series=series) | masks]
     if dwi is not None:
-        scans, folder = [{"image": dwi, **{k: v for k, v in files.items() if v}}], Path.cwd()
+        scans = [
+            with_paths({"image": dwi, **{k: v for k, v in files.items() if v}}, dwi, "scan", PATH_KEYS, Path.cwd())
+        ]
     else:
-        path = Path(datalist)
-        if not path.is_file():
-            raise FileNotFoundError(f"{path}: no such file; give a datalist JSON")
-        try:
-            scans = json.loads(path.read_text())[section]
-        except (ValueError, KeyError, TypeError) as e:
-            raise ValueError(f'{path}: no list "{section}" in this JSON file ({type(e).__name__}: {e})') from None
-        if not isinstance(scans, list):
-            raise ValueError(f'{path}: "{section}" must be a list of scans, got {scans!r}')
-        folder = path.parent
-    resolved = []
+        scans = listed(datalist, section, "scan", PATH_KEYS)
     for scan in scans:
-        if not isinstance(scan, dict) or "image" not in scan or set(scan) - set(PATH_KEYS):
-            raise ValueError(
-                f"{datalist or dwi}: a scan must be a mapping with image and any of {PATH_KEYS[1:]}, got {scan}"
-            )
-        odd = [key for key, value in scan.items() if not isinstance(value, str | os.PathLike)]
-        if odd:
-            raise ValueError(f"{datalist or dwi}: {odd[0]} of a scan must be a path, got {scan[odd[0]]!r}")
-        scan = {key: str((folder / value).absolute()) for key, value in scan.items()}
         for key, value in scan.items():
             if not Path(value).is_file() and not (missing_ok and datalist):
                 raise FileNotFoundError(f"{value}: no such file ({key} of a scan in {datalist or 'the command line'})")
-        resolved.append(scan)
-    if not resolved:
+    if not scans:
         raise ValueError(f'{datalist}: the list "{section}" is empty')
-    return resolved
+    return scans
+
+
+def listed(datalist: str | Path, section: str, kind: str, keys: Sequence[str]) -> list[dict[str, str]]:
+    """Read one list of a JSON file, of "scan" or whatever `kind` says; paths are relative to the file.
+
+    Raises
+    ------
+    FileNotFoundError
+        When there is no such JSON file.
+    ValueError
+        When it has no such list, or an entry is none of `with_paths`.
+    """
+    path = Path(datalist)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file; give a datalist JSON")
+    try:
+        items = json.loads(path.read_text())[section]
+    except (ValueError, KeyError, TypeError) as e:
+        raise ValueError(f'{path}: no list "{section}" in this JSON file ({type(e).__name__}: {e})') from None
+    if not isinstance(items, list):
+        raise ValueError(f'{path}: "{section}" must be a list of {kind}s, got {items!r}')
+    return [with_paths(item, datalist, kind, keys, path.parent) for item in items]
+
+
+def with_paths(item: object, source: str | Path, kind: str, keys: Sequence[str], folder: Path) -> dict[str, str]:
+    """Return an entry with absolute paths; `source` is named where it is no mapping of some of keys to paths."""
+    if not isinstance(item, dict) or "image" not in item or set(item) - set(keys):
+        rest = ", ".join(keys[1:])
+        raise ValueError(f"{source}: a {kind} must be a mapping with image and {rest} where it has them, got {item}")
+    odd = [key for key, value in item.items() if not isinstance(value, str | os.PathLike)]
+    if odd:
+        raise ValueError(f"{source}: {odd[0]} of a {kind} must be a path, got {item[odd[0]]!r}")
+    return {key: str((folder / value).absolute()) for key, value in item.items()}
 
 
 def common_folder(scans: Sequence[Mapping[str, str]], datalist: str | None = None) -> str:

@@ -1,6 +1,5 @@
 """Tractograms: .trk, .tck and .trx in, world mm; .trx out, with groups and numbers of each streamline added."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +15,7 @@ from nibabel.streamlines.tractogram_file import DataError, HeaderError
 from torch import Tensor
 from trx import trx_file_memmap
 
+from eqdmri_monai.files.scans import listed, with_paths
 from eqdmri_monai.files.writing import written_whole
 
 SUFFIXES = ".trk", ".tck", ".trx"
@@ -156,26 +156,13 @@ def tractogram_list(
     """
     if (tractogram is None) == (datalist is None):
         raise ValueError("name one tractogram (--tractogram whole.trk), or a list (--datalist tractograms.json)")
+    keys = "image", "reference"
     if tractogram is not None:
-        lists, folder = (
-            {section: [{"image": tractogram, **({"reference": reference} if reference else {})}]},
-            Path.cwd(),
-        )
+        item = {"image": tractogram, **({"reference": reference} if reference else {})}
+        resolved = {section: [with_paths(item, tractogram, "tractogram", keys, Path.cwd())]}
     else:
-        path = Path(datalist)
-        if not path.is_file():
-            raise FileNotFoundError(f"{path}: no such file; give a datalist JSON")
-        try:
-            lists, folder = json.loads(path.read_text()), path.parent
-            lists = {name: lists[name] for name in (section, apart_from) if name is not None}
-        except (ValueError, KeyError, TypeError) as e:
-            raise ValueError(f'{path}: no list "{section}" in this JSON file ({type(e).__name__}: {e})') from None
-    resolved = {}
-    for name, items in lists.items():
-        for item in items:
-            if not isinstance(item, dict) or "image" not in item or set(item) - {"image", "reference"}:
-                raise ValueError(f"{datalist}: a tractogram must be a mapping with image and reference, got {item}")
-        resolved[name] = [{key: str((folder / value).absolute()) for key, value in item.items()} for item in items]
+        names = [name for name in (section, apart_from) if name is not None]
+        resolved = {name: listed(datalist, name, "tractogram", keys) for name in names}
     both = {item["image"] for item in resolved[section]} & {item["image"] for item in resolved.get(apart_from, [])}
     if both:
         raise ValueError(f"{sorted(both)[0]}: in both lists, {section} and {apart_from}, of {datalist}; remove one")
