@@ -28,7 +28,8 @@ from matplotlib.figure import Figure
 from sklearn.metrics import average_precision_score
 from torch import Tensor, nn
 
-from eqdmri_monai.files.writing import append_row, written_whole
+from eqdmri_monai.files.figures import save_figure
+from eqdmri_monai.files.writing import append_row
 from eqdmri_monai.networks import StreamlineNet
 from eqdmri_monai.transforms import (
     LoadTractogramd,
@@ -221,9 +222,7 @@ def draw(rows: list[dict], path: Path) -> None:
     ax.set_xticks([i + 0.2 for i in range(len(methods))], methods)
     ax.set_ylabel("right labels, % (line: worst head)")
     ax.legend(loc="lower right")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with written_whole(path) as part:
-        figure.savefig(part, dpi=80, format="png")
+    save_figure(path, figure)
 
 
 def main() -> None:

@@ -19,7 +19,8 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from eqdmri_monai.bases.angular import harmonics
-from eqdmri_monai.files.writing import append_row, written_whole
+from eqdmri_monai.files.figures import save_figure
+from eqdmri_monai.files.writing import append_row
 from eqdmri_monai.neighbours import everyone
 from eqdmri_monai.nn import PointConv
 
@@ -135,9 +136,7 @@ def draw(layers: dict[str, PointConv], path: Path) -> None:
         ax.set_title(title)
         ax.set_xlabel("distance")
         ax.legend()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with written_whole(path) as part:
-        figure.savefig(part, dpi=80, format="png")
+    save_figure(path, figure)
 
 
 def main() -> None:

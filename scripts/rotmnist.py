@@ -19,7 +19,8 @@ from matplotlib.figure import Figure
 from scipy import ndimage
 from torch import Tensor, nn
 
-from eqdmri_monai.files.writing import append_row, written_whole
+from eqdmri_monai.files.figures import save_figure
+from eqdmri_monai.files.writing import append_row
 from eqdmri_monai.groups import SE2, SO2, Group, ScaleRotation, T, Trivial
 from eqdmri_monai.networks import LieResNet
 
@@ -129,9 +130,7 @@ def draw(table: Path, path: Path) -> None:
         ax.set_ylabel("error, %")
         ax.set_title(f"trained on {kind} digits")
         ax.legend()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with written_whole(path) as part:
-        figure.savefig(part, dpi=80, format="png")
+    save_figure(path, figure)
 
 
 def main() -> None:

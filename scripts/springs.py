@@ -20,7 +20,8 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from eqdmri_monai.files.writing import append_row, written_whole
+from eqdmri_monai.files.figures import save_figure
+from eqdmri_monai.files.writing import append_row
 from eqdmri_monai.groups import SO2, T
 from eqdmri_monai.networks import LieResNet
 
@@ -220,9 +221,7 @@ def draw(rows: list[dict], path: Path) -> None:
         ax.set_ylabel("mean square error of the state")
         ax.set_title(f"after {title}")
         ax.legend()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with written_whole(path) as part:
-        figure.savefig(part, dpi=80, format="png")
+    save_figure(path, figure)
 
 
 def main() -> None:

@@ -75,7 +75,7 @@ def test_the_physics_that_is_learned_is_that_of_newton():
     torch.testing.assert_close(found[1:].square().sum(), 7.5 * anisotropic.square().sum())  # component normalisation
 
 
-@pytest.mark.experiment
+@pytest.mark.slow
 def test_shapes_of_points_are_recognised_in_all_rotations(tmp_path):
     rows = run("point_shapes", tmp_path, "--seeds", 1, "--rotations", 100)
     assert float(rows[0]["accuracy"]) == 100.0

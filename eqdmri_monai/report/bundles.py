@@ -11,8 +11,8 @@ from matplotlib.lines import Line2D
 from monai.config import KeysCollection
 from monai.transforms import MapTransform
 
+from eqdmri_monai.files.figures import save_figure
 from eqdmri_monai.files.tractograms import read_tractogram, write_trx
-from eqdmri_monai.files.writing import written_whole
 
 MOST = 3000  # streamlines drawn; more only hide each other
 
@@ -45,8 +45,7 @@ def draw_bundles(path: Path, streamlines: np.ndarray, label: np.ndarray, names: 
     keys = [Line2D([], [], color=colours[c % 10], label=f"{name} ({count[c]})") for c, name in enumerate(names)]
     keys.append(Line2D([], [], color="0.6", label=f"no bundle ({count[len(names) :].sum()})"))
     figure.legend(handles=keys, loc="outside lower center", ncols=6, frameon=False)
-    with written_whole(path) as part:
-        figure.savefig(part, dpi=80, format="png")
+    save_figure(path, figure)
 
 
 class SaveTractogramd(MapTransform):

@@ -10,7 +10,7 @@ from dipy.reconst.dti import TensorModel
 from matplotlib.figure import Figure
 from scipy import ndimage
 
-from eqdmri_monai.files.writing import written_whole
+from eqdmri_monai.files.figures import save_figure
 from eqdmri_monai.gradients import GradientTable
 from eqdmri_monai.metrics import lesions
 
@@ -97,5 +97,5 @@ def picture(
             ax.text(0.5, 0.95, names[up][1], **style)
     bar = figure.colorbar(shown, ax=axes[:, 2], shrink=0.4)
     bar.ax.tick_params(colors="white")
-    with matplotlib.rc_context({"savefig.facecolor": "black"}), written_whole(path) as part:
-        figure.savefig(part, dpi=80, format="png")
+    with matplotlib.rc_context({"savefig.facecolor": "black"}):
+        save_figure(path, figure)
