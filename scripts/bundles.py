@@ -10,7 +10,6 @@ and held-out head goes to results/points/bundles.csv, a figure to docs/points/bu
 """
 
 import argparse
-import csv
 import itertools
 import json
 import time
@@ -29,7 +28,7 @@ from sklearn.metrics import average_precision_score
 from torch import Tensor, nn
 
 from eqdmri_monai.files.figures import save_figure
-from eqdmri_monai.files.writing import append_row
+from eqdmri_monai.files.writing import append_row, read_rows
 from eqdmri_monai.networks import StreamlineNet
 from eqdmri_monai.transforms import (
     LoadTractogramd,
@@ -266,7 +265,7 @@ def main() -> None:
             row |= {c: shown.get(c, "") for c in COLUMNS} | {"seconds": f"{time.time() - start:.0f}"}
             append_row(options.table, row)
             print(row, flush=True)
-            draw(list(csv.DictReader(options.table.open())), options.figure)
+            draw(read_rows(options.table), options.figure)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ Source: Finzi et al. 2020, section 5.1, Table 1 and appendix C.5 (k = 128, 500 e
 """
 
 import argparse
-import csv
 import time
 from pathlib import Path
 
@@ -20,7 +19,7 @@ from scipy import ndimage
 from torch import Tensor, nn
 
 from eqdmri_monai.files.figures import save_figure
-from eqdmri_monai.files.writing import append_row
+from eqdmri_monai.files.writing import append_row, read_rows
 from eqdmri_monai.groups import SE2, SO2, Group, ScaleRotation, T, Trivial
 from eqdmri_monai.networks import LieResNet
 
@@ -113,7 +112,7 @@ def run(name: str, group: Group, data: Path, options: argparse.Namespace) -> dic
 
 def draw(table: Path, path: Path) -> None:
     """Draw the errors of all rows of the table, beside the paper's."""
-    rows = list(csv.DictReader(table.open()))
+    rows = read_rows(table)
     figure = Figure(figsize=(8, 4), layout="constrained")
     axes = figure.subplots(1, 2)
     for ax, kind in zip(axes, ("turned", "upright"), strict=True):

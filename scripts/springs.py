@@ -10,7 +10,6 @@ Source: Finzi et al. 2020, section 6, appendix C.4, Figures 7 and 8 (384 channel
 """
 
 import argparse
-import csv
 import itertools
 import time
 from collections.abc import Callable
@@ -21,7 +20,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from eqdmri_monai.files.figures import save_figure
-from eqdmri_monai.files.writing import append_row
+from eqdmri_monai.files.writing import append_row, read_rows
 from eqdmri_monai.groups import SO2, T
 from eqdmri_monai.networks import LieResNet
 
@@ -256,7 +255,7 @@ def main() -> None:
             row |= {"parameters": sum(p.numel() for p in net.parameters()), "seconds": f"{time.time() - start:.0f}"}
             append_row(options.table, row)
             print(row, flush=True)
-            draw(list(csv.DictReader(options.table.open())), options.figure)
+            draw(read_rows(options.table), options.figure)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,5 @@
 """The experiments on points: their laws, and each in a form of seconds or minutes."""
 
-import csv
 import importlib.util
 import subprocess
 import sys
@@ -8,6 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
+
+from eqdmri_monai.files.writing import read_rows
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 
@@ -25,7 +26,7 @@ def run(name, folder, *options) -> list[dict[str, str]]:
     command += ["--table", str(table), "--figure", str(folder / "figure.png")]
     subprocess.run(command, check=True)
     assert (folder / "figure.png").stat().st_size > 5000
-    return list(csv.DictReader(table.open()))
+    return read_rows(table)
 
 
 @pytest.fixture(scope="module")

@@ -62,6 +62,12 @@ def written_whole(path: str | Path) -> Iterator[Path]:
         part.unlink(missing_ok=True)
 
 
+def read_rows(path: str | Path) -> list[dict[str, str]]:
+    """Return the rows of a CSV table, such as `append_row` writes."""
+    with Path(path).open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
 def append_row(path: str | Path, row: dict[str, object]) -> None:
     """Add a row to a CSV table, which is made where there is none, with its folder.
 
@@ -72,7 +78,7 @@ def append_row(path: str | Path, row: dict[str, object]) -> None:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    rows = list(csv.DictReader(path.open(newline=""))) if path.is_file() else []
+    rows = read_rows(path) if path.is_file() else []
     if rows and list(rows[0]) != list(row):
         raise ValueError(f"{path}: has columns {list(rows[0])}, not {list(row)}; name another table")
     with written_whole(path) as part, part.open("w", newline="") as file:

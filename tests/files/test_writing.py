@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from eqdmri_monai.files.writing import DEAD_AFTER, output_folder, part_of, written_whole
+from eqdmri_monai.files.writing import DEAD_AFTER, append_row, output_folder, part_of, read_rows, written_whole
 
 
 def test_a_folder_that_cannot_be_written_is_refused(tmp_path):
@@ -65,3 +65,12 @@ def test_long_names_can_be_written(tmp_path):
     with written_whole(tmp_path / ("a" * 251 + ".txt")) as part:
         part.write_text("whole")
     assert [len(path.name) for path in tmp_path.iterdir()] == [255]
+
+
+def test_rows_are_added_to_a_table_of_the_same_columns(tmp_path):
+    table = tmp_path / "new" / "table.csv"
+    append_row(table, {"name": "a, b", "value": 1})
+    append_row(table, {"name": "c", "value": ""})
+    assert read_rows(table) == [{"name": "a, b", "value": "1"}, {"name": "c", "value": ""}]
+    with pytest.raises(ValueError, match="name another table"):
+        append_row(table, {"name": "d"})
