@@ -14,8 +14,8 @@ from monai.bundle.utils import DEFAULT_EXP_MGMT_SETTINGS
 
 # Options that are names of files, or names in a file: never numbers, never code.
 TEXT = frozenset(
-    "dwi dicom datalist section bval bvec mrtrix brain_mask tractogram reference bundle_root dataset_dir output_dir "
-    "ckpt_dir weights resume cache statistics_file".split()
+    "dwi dicom datalist bids section bval bvec mrtrix brain_mask tractogram reference bundle_root dataset_dir "
+    "output_dir ckpt_dir weights resume cache statistics_file".split()
 )
 # What `monai.bundle run` itself takes.
 OF_RUN = (

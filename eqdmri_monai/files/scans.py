@@ -5,6 +5,8 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from eqdmri_monai.files.bids import bids_scans
+
 # Keys of a scan that hold paths; "mrtrix" is a .b file in place of bval and bvec.
 PATH_KEYS = ("image", "bval", "bvec", "mrtrix", "brain_mask", "label")
 
@@ -14,12 +16,13 @@ def scan_list(
     datalist: str | None = None,
     section: str = "testing",
     *,
+    bids: str | None = None,
     dicom: str | None = None,
     series: int | None = None,
     missing_ok: bool = False,
     **files: str | None,
 ) -> list[dict]:
-    """List scans for a MONAI data set, from one scan's path, from a JSON file, or from DICOM.
+    """List scans for a MONAI data set, from one scan's path, a JSON file, a BIDS folder, or DICOM.
 
     Parameters
     ----------
@@ -30,12 +33,14 @@ def scan_list(
         bval, bvec, mrtrix and brain_mask. Paths are relative to the JSON file.
     section : str
         Which list to take.
+    bids : path
+        See `bids.bids_scans`.
     dicom : path
         A folder or archive with one diffusion series; or several, and `series` is the number of the one to take. It is
         converted in a temporary folder that goes when this process ends; see `dicom.dicom_to_scan`.
     series : int
     missing_ok : bool
-        Whether files of a list may be missing; one scan always has all that are named.
+        Whether files of a list or a BIDS folder may be missing; one scan always has all that are named.
 
     Returns
     -------
@@ -47,13 +52,16 @@ def scan_list(
     FileNotFoundError
         When a file that is named does not exist.
     ValueError
-        When not exactly one of `dwi`, `datalist` and `dicom` is given, the JSON file has not this form, or the DICOM
-        files give no scan.
+        When not exactly one of `dwi`, `datalist`, `bids` and `dicom` is given, or `files` of more than one scan; the
+        JSON file has not this form; or there is no scan in a BIDS folder or DICOM files.
     """
-    if (dwi, datalist, dicom).count(None) != 2:
+    if (dwi, datalist, bids, dicom).count(None) != 3:
         raise ValueError(
-            "name one scan (--dwi scan.nii.gz, or --dicom folder), or a list of scans (--datalist scans.json)"
+            "name one scan (--dwi scan.nii.gz, or --dicom folder), or many (--datalist scans.json, or --bids folder)"
         )
+    of_one = [key for key, value in files.items() if value]
+    if of_one and (datalist or bids):
+        raise ValueError(f"{datalist or bids}: --{of_one[0]} belongs to one scan, and here are many; leave it out")
     if dicom is not None:
         from eqdmri_monai.files.dicom import dicom_to_scan, temporary_folder  # needs packages of the extra "dicom"
 
@@ -63,12 +71,15 @@ def scan_list(
         scans = [
             with_paths({"image": dwi, **{k: v for k, v in files.items() if v}}, dwi, "scan", PATH_KEYS, Path.cwd())
         ]
+    elif bids is not None:
+        scans = bids_scans(bids)
     else:
         scans = listed(datalist, section, "scan", PATH_KEYS)
+    source = datalist or bids
     for scan in scans:
         for key, value in scan.items():
-            if not Path(value).is_file() and not (missing_ok and datalist):
-                raise FileNotFoundError(f"{value}: no such file ({key} of a scan in {datalist or 'the command line'})")
+            if not Path(value).is_file() and not (missing_ok and source):
+                raise FileNotFoundError(f"{value}: no such file ({key} of a scan in {source or 'the command line'})")
     if not scans:
         raise ValueError(f'{datalist}: the list "{section}" is empty')
     return scans
@@ -107,16 +118,18 @@ def with_paths(item: object, source: str | Path, kind: str, keys: Sequence[str],
     return {key: str((folder / value).absolute()) for key, value in item.items()}
 
 
-def common_folder(scans: Sequence[Mapping[str, str]], datalist: str | None = None) -> str:
-    """Return the folder that names of results start from: that of the list, if all images lie in it, else the lowest
-    that all lie in.
+def common_folder(scans: Sequence[Mapping[str, str]], datalist: str | None = None, bids: str | None = None) -> str:
+    """Return the folder that names of results start from: that of the list, if all images lie in it, the BIDS folder,
+    else the lowest that all lie in.
 
     Parameters
     ----------
     scans : sequence of dict
         From `scan_list`.
-    datalist : path
+    datalist, bids : path
     """
+    if bids:
+        return os.path.abspath(bids)
     folders = [os.path.dirname(os.path.normpath(scan["image"])) for scan in scans]
     lowest = os.path.commonpath(folders)
     listed = os.path.dirname(os.path.abspath(datalist)) if datalist else lowest

@@ -8,6 +8,7 @@ from eqdmri_monai.report.lesion_report import SaveReportd
 from eqdmri_monai.report.page import SaveIndex, SavePaged, write_index, write_page
 from eqdmri_monai.report.picture import colour_fa, picture
 from eqdmri_monai.report.record import SaveRecordd, sha256
+from eqdmri_monai.report.sidecars import SaveSidecarsd
 
 __all__ = [
     "CheckGradientsd",
@@ -17,6 +18,7 @@ __all__ = [
     "SaveRecordd",
     "SaveReportd",
     "SaveScores",
+    "SaveSidecarsd",
     "SaveTractogramd",
     "colour_fa",
     "picture",

@@ -65,12 +65,20 @@ class SaveTogether(Transform):
         Where the files are to appear, in the same subfolders.
     data_root_dir : path
         As in `SaveImaged`.
+    rename : callable
+        Gives a file the name that it appears under, from the one that it is written under; the same where left out.
     """
 
     def __init__(
-        self, transforms: Sequence[Callable], *, part: str | Path, folder: str | Path, data_root_dir: str | Path
+        self,
+        transforms: Sequence[Callable],
+        *,
+        part: str | Path,
+        folder: str | Path,
+        data_root_dir: str | Path,
+        rename: Callable[[Path], Path] | None = None,
     ):
-        self.transforms, self.data_root_dir = transforms, data_root_dir
+        self.transforms, self.data_root_dir, self.rename = transforms, data_root_dir, rename
         self.part, self.folder = Path(part), Path(folder)
 
     def __call__(self, data: Mapping[Hashable, object]) -> Mapping[Hashable, object]:
@@ -108,4 +116,5 @@ class SaveTogether(Transform):
 
     def target(self, path: str | Path) -> Path:
         """Return where a file that is written below `part` appears."""
-        return self.folder / Path(os.path.normpath(path)).relative_to(self.part)
+        target = self.folder / Path(os.path.normpath(path)).relative_to(self.part)
+        return self.rename(target) if self.rename else target
