@@ -14,6 +14,7 @@ from eqdmri_monai.transforms.streamlines import (
     LoadTractogramd,
     RandDropBundlesd,
     RandSpliceStreamlinesd,
+    RandStretchStreamlinesd,
     RandTruncateStreamlinesd,
     ResampleStreamlinesd,
 )
@@ -39,6 +40,7 @@ __all__ = [
     "RandDropBundlesd",
     "RandSpliceStreamlinesd",
     "RandSplitVolumesd",
+    "RandStretchStreamlinesd",
     "RandSubsampleVolumesd",
     "RandTruncateStreamlinesd",
     "ResampleDirectionsd",

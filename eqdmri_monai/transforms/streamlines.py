@@ -13,6 +13,7 @@ from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import MapTransform, RandomizableTransform
 from nibabel.streamlines import ArraySequence
+from scipy.spatial.transform import Rotation
 
 from eqdmri_monai.files.tractograms import bundle_labels, read_tractogram
 
@@ -139,6 +140,40 @@ class RandDropBundlesd(RandomizableTransform, MapTransform):
         index = torch.from_numpy(np.sort(np.concatenate(kept)))
         if len(index) >= self.minimum:
             d[self.keys[0]], d[self.keys[1]] = lines[index], label[index]
+        return d
+
+
+class RandStretchStreamlinesd(RandomizableTransform, MapTransform):
+    """Stretch a head about its centre along three axes at right angles, drawn at random: heads differ in their shape.
+
+    Parameters
+    ----------
+    keys : keys
+        Streamlines (S, P, 3), all of one head.
+    most : float
+        Axes are stretched by factors drawn evenly from 1 - most to 1 + most.
+
+    Raises
+    ------
+    ValueError
+        When `most` is not from 0 to below 1.
+    """
+
+    def __init__(self, keys: KeysCollection, *, most: float = 0.25):
+        MapTransform.__init__(self, keys)
+        RandomizableTransform.__init__(self, 1.0)
+        if not 0 <= most < 1:
+            raise ValueError(f"most, the largest stretch, must be 0 <= most < 1, got {most}")
+        self.most = most
+
+    def __call__(self, data: Mapping[Hashable, object]) -> dict[Hashable, object]:
+        """Return data with streamlines at other places."""
+        d = dict(data)
+        axes = Rotation.random(random_state=self.R).as_matrix()
+        stretch = torch.from_numpy((axes * self.R.uniform(1 - self.most, 1 + self.most, 3)) @ axes.T)
+        for key in self.key_iterator(d):
+            centre = d[key].mean((0, 1))
+            d[key] = (d[key] - centre) @ stretch.to(d[key].dtype) + centre
         return d
 
 

@@ -9,6 +9,7 @@ from eqdmri_monai.transforms import (
     LoadTractogramd,
     RandDropBundlesd,
     RandSpliceStreamlinesd,
+    RandStretchStreamlinesd,
     RandTruncateStreamlinesd,
     ResampleStreamlinesd,
 )
@@ -70,9 +71,25 @@ def test_truncation_keeps_one_end_and_the_share_of_the_length():
     torch.testing.assert_close(cut[1, :, 0], torch.linspace(3, 10, 11))
 
 
+def test_a_head_is_stretched_about_its_centre_along_axes_at_right_angles():
+    lines = torch.randn(5, 4, 3) + 100
+    found = RandStretchStreamlinesd("image", most=0.2).set_random_state(seed=0)({"image": lines})["image"]
+    centre = lines.mean((0, 1))
+    torch.testing.assert_close(found.mean((0, 1)), centre)
+    stretch = torch.linalg.lstsq((lines - centre).flatten(0, 1), (found - centre).flatten(0, 1)).solution
+    torch.testing.assert_close((lines - centre) @ stretch + centre, found)
+    torch.testing.assert_close(stretch, stretch.T)
+    factors = torch.linalg.eigvalsh(stretch)
+    assert 0.8 <= factors.min() < 0.99
+    assert 1.0 < factors.max() <= 1.2
+    with pytest.raises(ValueError, match="the largest stretch"):
+        RandStretchStreamlinesd("image", most=1.0)
+
+
 def test_variations_are_seeded_and_keep_labels_right(path):
     def varied(seed):
         transforms = [
+            RandStretchStreamlinesd("image"),
             RandDropBundlesd(["image", "label"], prob=1.0, minimum=2),
             RandTruncateStreamlinesd("image"),
             RandSpliceStreamlinesd(["image", "label"], other=3, least=0.3, most=0.3),
