@@ -29,6 +29,7 @@ from eqdmri_monai.files.tables import write_fsl
 from eqdmri_monai.gradients import GradientTable
 from eqdmri_monai.metrics import scan_scores
 from eqdmri_monai.networks import PQNet
+from eqdmri_monai.report import sha256
 from eqdmri_monai.simulate import make_phantom, single_shell
 
 BUNDLE = Path(__file__).parents[1] / "bundle"
@@ -353,7 +354,13 @@ def test_evaluation_measures_what_inference_maps(cohort):
         rel=1e-4,
     )
     written = {path.name for path in (cohort / "eval").iterdir()}
-    assert written == {"metrics.csv", "scan_metrics.csv", "s0_evaluation.png", "s1_evaluation.png"}
+    pictures = {"s0_evaluation.png", "s1_evaluation.png"}
+    assert written == {"metrics.csv", "scan_metrics.csv", "evaluation.json"} | pictures
+    record = json.loads((cohort / "eval" / "evaluation.json").read_text())
+    assert record["weights_sha256"] == sha256(weights)
+    files = [cohort / f"{name}{kind}.nii.gz" for name in ("s0", "s1") for kind in ("", "_lesion")]
+    assert record["inputs_sha256"] == [sha256(path) for path in files]
+    assert record["threshold"] == 0.505
 
 
 def test_the_weights_of_a_training_measure_what_it_said(cohort):

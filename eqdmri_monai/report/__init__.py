@@ -7,7 +7,7 @@ from eqdmri_monai.report.evaluation import SaveScores
 from eqdmri_monai.report.lesion_report import SaveReportd
 from eqdmri_monai.report.page import SaveIndex, SavePaged, write_index, write_page
 from eqdmri_monai.report.picture import colour_fa, picture
-from eqdmri_monai.report.record import SaveRecordd, sha256
+from eqdmri_monai.report.record import SaveRecordd, sha256, write_record
 from eqdmri_monai.report.sidecars import SaveSidecarsd
 
 __all__ = [
@@ -25,4 +25,5 @@ __all__ = [
     "sha256",
     "write_index",
     "write_page",
+    "write_record",
 ]

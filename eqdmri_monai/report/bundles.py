@@ -1,5 +1,6 @@
 """A tractogram with its bundles: as .trx, and as a picture from three sides, coloured by bundle."""
 
+import json
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 
@@ -11,8 +12,11 @@ from matplotlib.lines import Line2D
 from monai.config import KeysCollection
 from monai.transforms import MapTransform
 
+import eqdmri_monai
 from eqdmri_monai.files.figures import save_figure
 from eqdmri_monai.files.tractograms import read_tractogram, write_trx
+from eqdmri_monai.files.writing import written_whole
+from eqdmri_monai.report.record import circumstances, sha256
 
 MOST = 3000  # streamlines drawn; more only hide each other
 
@@ -49,7 +53,7 @@ def draw_bundles(path: Path, streamlines: np.ndarray, label: np.ndarray, names: 
 
 
 class SaveTractogramd(MapTransform):
-    """Write the tractogram that was read, as .trx with a group for each bundle and the probabilities, and a picture.
+    """Write the tractogram that was read, as .trx with bundles as groups and the probabilities; a picture; a record.
 
     Streamlines are the originals in their order; affine, dimensions, groups and data that the file had are kept.
 
@@ -60,6 +64,10 @@ class SaveTractogramd(MapTransform):
     output_dir : path
     names : sequence of str
         Bundles.
+    weights : path
+        Named in the record by their hash.
+    settings : mapping
+        What else decides the bundles; said in the record.
     prefix : str
         Before each name, where the file has such groups already.
     reference_key : str
@@ -79,6 +87,8 @@ class SaveTractogramd(MapTransform):
         *,
         output_dir: str | Path,
         names: Sequence[str],
+        weights: str | Path,
+        settings: Mapping[str, object],
         prefix: str = "",
         reference_key: str = "reference",
         image_key: str = "image",
@@ -86,6 +96,7 @@ class SaveTractogramd(MapTransform):
         super().__init__(keys)
         self.output_dir, self.names, self.prefix = Path(output_dir), list(names), prefix
         self.reference_key, self.image_key = reference_key, image_key
+        self.weights, self.settings = weights, dict(settings)
 
     def __call__(self, data: Mapping[Hashable, object]) -> dict[Hashable, object]:
         """Return data unchanged."""
@@ -99,8 +110,23 @@ class SaveTractogramd(MapTransform):
             numbers = {"probability": probability.max(0)}
             numbers |= {name: p for name, p in zip(self.names, probability, strict=False)}
             numbers = {f"{self.prefix}{name}"[:20]: values for name, values in numbers.items()}
-            tractogram = read_tractogram(path, d.get(self.reference_key))
+            reference = d.get(self.reference_key)
+            tractogram = read_tractogram(path, reference)
             stem = self.output_dir / path.stem
-            write_trx(f"{stem}_bundles.trx", tractogram, groups=groups, per_streamline=numbers)
-            draw_bundles(Path(f"{stem}_bundles.png"), d[self.image_key].cpu().numpy(), best, self.names)
+            record = {
+                "eqdmri_monai": eqdmri_monai.__version__,
+                "weights_sha256": sha256(self.weights),
+                "input": path.name,
+                "input_sha256": sha256(path),
+                **({"reference_sha256": sha256(reference)} if reference else {}),
+                **self.settings,
+                "names": self.names,
+                "streamlines": len(best),
+                "streamlines_per_bundle": {name: len(group) for name, group in groups.items()},
+                **circumstances(),
+            }
+            with written_whole(f"{stem}_bundles.json") as part:  # no record is left where the rest fails
+                part.write_text(json.dumps(record, indent=1) + "\n")
+                write_trx(f"{stem}_bundles.trx", tractogram, groups=groups, per_streamline=numbers)
+                draw_bundles(Path(f"{stem}_bundles.png"), d[self.image_key].cpu().numpy(), best, self.names)
         return d

@@ -5,7 +5,7 @@ import importlib.metadata
 import json
 import platform
 import time
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 
 import nibabel as nib
@@ -20,7 +20,7 @@ from eqdmri_monai.files.writing import written_whole
 from eqdmri_monai.gradients import GradientTable, shells
 from eqdmri_monai.transforms.scan import file_of
 
-PACKAGES = ("torch", "monai", "e3nn", "dipy", "nibabel", "numpy")
+PACKAGES = ("torch", "monai", "e3nn", "dipy", "nibabel", "numpy", "trx-python")
 
 
 def sha256(path: str | Path) -> str:
@@ -30,6 +30,41 @@ def sha256(path: str | Path) -> str:
         while block := stream.read(1 << 22):
             digest.update(block)
     return digest.hexdigest()
+
+
+def circumstances(start: float | None = None) -> dict[str, object]:
+    """Return what ends every record: versions, when, how long since `start` (s, of `time.monotonic`), and what for."""
+    return {
+        "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "python": platform.python_version(),
+        "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        **({} if start is None else {"seconds": round(time.monotonic() - start, 1)}),
+        "use": "research only, not for diagnosis",
+    }
+
+
+def write_record(
+    path: str | Path, inputs: Sequence[str | Path], *, weights: str | Path, settings: Mapping[str, object]
+) -> None:
+    """Write the record of something made of several files, such as an evaluation.
+
+    Parameters
+    ----------
+    path : path
+    inputs : sequence of path
+        Named by their hashes, in this order, and not by their names, which may be a patient's.
+    weights : path
+    settings : mapping
+    """
+    record = {
+        "eqdmri_monai": eqdmri_monai.__version__,
+        "weights_sha256": sha256(weights),
+        "inputs_sha256": [sha256(path) for path in inputs],
+        **settings,
+        **circumstances(),
+    }
+    with written_whole(path) as part:
+        part.write_text(json.dumps(record, indent=1) + "\n")
 
 
 class SaveRecordd(MapTransform):
@@ -83,8 +118,6 @@ class SaveRecordd(MapTransform):
         record = {
             **self.identity(files),
             **self.details,
-            "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
-            "python": platform.python_version(),
             "volumes_per_b_value": {
                 f"{float(table.bvals[shell == s].mean()):.0f}": int((shell == s).sum()) for s in shell.unique()
             },
@@ -92,9 +125,7 @@ class SaveRecordd(MapTransform):
             "brain_mask": "given" if made_of else "median_otsu",
             "brain_ml": round(float((mask[0].numpy() > 0.5).sum()) * ml_of_voxel(source), 1),
             "warnings": image.meta.get("warnings", "").splitlines(),
-            "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-            "seconds": round(time.monotonic() - self.start, 1),
-            "use": "research only, not for diagnosis",
+            **circumstances(self.start),
         }
         (path,) = self.outputs({"image": source})
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -33,7 +33,7 @@ from eqdmri_monai.files.tables import read_table, table_files, write_fsl
 from eqdmri_monai.files.writing import written_whole
 from eqdmri_monai.gradients import GradientTable
 from eqdmri_monai.networks import TensorNet
-from eqdmri_monai.report.record import sha256
+from eqdmri_monai.report.record import circumstances, sha256
 from eqdmri_monai.symmetry import cube_rotations
 
 COLUMNS = ("symmetry", "case", "largest", "mean")
@@ -295,7 +295,7 @@ def save_symmetries(
         **{f"{key}_sha256": sha256(path) for key, path in files.items()},
         "turns": turns, "cases": cases, "seed": seed,
         "map": {"lowest": float(expected.min()), "highest": float(expected.max()), "deviation": float(expected.std())},
-        "use": "research only, not for diagnosis",
+        **circumstances(),
     }  # fmt: skip
     stem = Path(folder) / stem_of(scan["image"])
     with written_whole(f"{stem}_symmetry.json") as part:

@@ -1,10 +1,12 @@
+import json
+
 import numpy as np
 import pytest
 import torch
 from nibabel.streamlines import ArraySequence
 
 from eqdmri_monai.files.tractograms import Tractogram, read_tractogram, write_trx
-from eqdmri_monai.report import SaveTractogramd
+from eqdmri_monai.report import SaveTractogramd, sha256
 from eqdmri_monai.transforms import (
     LoadTractogramd,
     RandDropBundlesd,
@@ -117,11 +119,12 @@ def test_spliced_streamlines_start_in_one_bundle_and_end_in_another(path):
         assert d["label"][where[0]] != d["label"][where[1]]
 
 
-def test_a_tractogram_is_saved_with_groups_probabilities_and_a_picture(path, tmp_path):
+def test_a_tractogram_is_saved_with_groups_probabilities_a_picture_and_a_record(path, tmp_path):
     d = item(path)
     d["pred"] = torch.nn.functional.one_hot(torch.arange(12) % 4, 4).T * 0.6 + 0.1
-    save = SaveTractogramd("pred", output_dir=tmp_path, names=NAMES, prefix="new_")
-    save(d)
+    (tmp_path / "model.pt").write_bytes(b"weights")
+    made = {"output_dir": tmp_path, "weights": tmp_path / "model.pt", "settings": {"points": 20}}
+    SaveTractogramd("pred", names=NAMES, prefix="new_", **made)(d)
     out, original = read_tractogram(tmp_path / "head_bundles.trx"), read_tractogram(path)
     np.testing.assert_array_equal(out.streamlines._data, original.streamlines._data)
     assert sorted(out.groups) == ["A", "B", "C", "new_A", "new_B", "new_C"]
@@ -130,10 +133,20 @@ def test_a_tractogram_is_saved_with_groups_probabilities_and_a_picture(path, tmp
     np.testing.assert_allclose(out.per_streamline["new_probability"], 0.7, atol=1e-6)
     np.testing.assert_array_equal(out.per_streamline["length"][:, 0], np.arange(12.0))
     assert (tmp_path / "head_bundles.png").stat().st_size > 10000
+    record = json.loads((tmp_path / "head_bundles.json").read_text())
+    assert (record["input"], record["input_sha256"]) == ("head.trx", sha256(path))
+    assert record["weights_sha256"] == sha256(tmp_path / "model.pt")
+    assert record["streamlines_per_bundle"] == {"new_A": 3, "new_B": 3, "new_C": 3}
+    assert record["points"] == 20
+    assert {"eqdmri_monai", "packages", "finished"} <= record.keys()
+    assert str(tmp_path) not in str(record)
+    made["output_dir"] = tmp_path / "other"
+    made["output_dir"].mkdir()
     with pytest.raises(ValueError, match="has A already"):
-        SaveTractogramd("pred", output_dir=tmp_path, names=NAMES)(d)
+        SaveTractogramd("pred", names=NAMES, **made)(d)
     with pytest.raises(ValueError, match="names must be those of the network's 4 classes"):
-        SaveTractogramd("pred", output_dir=tmp_path, names=["A"])(d)
+        SaveTractogramd("pred", names=["A"], **made)(d)
+    assert not list(made["output_dir"].iterdir())
 
 
 def test_shares_of_false_positives_that_are_none_are_refused():
