@@ -9,8 +9,8 @@ from eqdmri_monai.networks.pq_net import PQNet
 from eqdmri_monai.networks.sphere_net import SphereNet
 from eqdmri_monai.networks.steerable_cnn import SteerableCNN3d
 from eqdmri_monai.networks.streamline_net import StreamlineNet
-from eqdmri_monai.networks.tensor_net import TensorNet
-from eqdmri_monai.networks.u_net import PQUNet
+from eqdmri_monai.networks.tensor_net import PlainTensorNet, TensorNet
+from eqdmri_monai.networks.u_net import PQUNet, PUNet, TensorUNet
 
 __all__ = [
     "FoldedNet",
@@ -18,12 +18,15 @@ __all__ = [
     "LieResNet",
     "PQNet",
     "PQUNet",
+    "PUNet",
     "PlainCNN",
+    "PlainTensorNet",
     "PointNet",
     "SphereNet",
     "SteerableCNN3d",
     "StreamlineNet",
     "TensorNet",
+    "TensorUNet",
     "fold",
     "fold_steerable",
 ]

@@ -28,8 +28,8 @@ class TensorNet(nn.Module):
     irreps_p : sequence of o3.Irreps
         After each p layer but the last.
     bases, kernel_size, spacing
-        As in `PQNet`. TP±1 alone sees no anisotropy where neighbouring voxels are alike: q-space must be among the
-        bases.
+        As in `PQNet`; p layers count in voxels, so that cubic voxels of all sizes are alike to them. TP±1 alone sees no
+        anisotropy where neighbouring voxels are alike: q-space must be among the bases.
 
     Source
     ------
@@ -46,7 +46,7 @@ class TensorNet(nn.Module):
         *,
         bases: Sequence[FilterBasis] = (tp1, q_space),
         kernel_size: int = 3,
-        spacing: tuple[float, float, float] = (2.0, 2.0, 2.0),
+        spacing: tuple[float, float, float] = (1.0, 1.0, 1.0),
     ):
         super().__init__()
         common = {"kernel_size": kernel_size, "spacing": spacing}
@@ -79,3 +79,22 @@ class TensorNet(nn.Module):
         if self.volumes is not None:
             x = torch.cat([x, self.volumes(image, q)], dim=1)
         return tensor + self.START * self.to_tensor(self.correction(x))
+
+
+class PlainTensorNet(nn.Module):
+    """`TensorNet` with any network, which does not turn, in the place of equivariant layers; to compare with.
+
+    Parameters
+    ----------
+    correction : nn.Module
+        From log S0 and six components (B, 7, X, Y, Z) to six (B, 6, X, Y, Z).
+    """
+
+    def __init__(self, correction: nn.Module):
+        super().__init__()
+        self.correction = correction
+
+    def forward(self, image: Tensor, q: Tensor) -> Tensor:
+        """Return tensors (B, 6, X, Y, Z) of an image (B, Q, X, Y, Z) and q-vectors, as `TensorNet` does."""
+        tensor, log_s0 = fit_tensor(image, q[0] if q.ndim == 3 else q)
+        return tensor + TensorNet.START * self.correction(torch.cat([log_s0[:, None], tensor], dim=1))

@@ -33,8 +33,9 @@ class ResampleRASd(MapTransform, InvertibleTransform):
     ----------
     keys : keys
         The scan first, then what lies on its grid; what is missing is left out.
-    spacing : three floats
-        Voxel sizes along these axes, mm.
+    spacing : three floats, optional
+        Voxel sizes along these axes, mm. Left out, all three are the cube root of the volume of the scan's voxels, so
+        that cubic voxels are cut and turned, but not interpolated.
     mode : sequence of str
         For each key "bilinear" or "nearest" as in MONAI, or "mask": linear, then 1 where it is a half or more.
     crop_to : str
@@ -56,14 +57,14 @@ class ResampleRASd(MapTransform, InvertibleTransform):
     def __init__(
         self,
         keys: KeysCollection,
-        spacing: Sequence[float],
+        spacing: Sequence[float] | None,
         mode: Sequence[str],
         *,
         crop_to: str | None = None,
         margin: int = 0,
     ):
         super().__init__(keys, allow_missing_keys=True)
-        self.spacing = _three_sizes(spacing)
+        self.spacing = None if spacing is None else _three_sizes(spacing)
         self.mode, self.crop_to, self.margin = mode, crop_to, margin
         self.resample = SpatialResample(padding_mode="border")
 
@@ -75,7 +76,7 @@ class ResampleRASd(MapTransform, InvertibleTransform):
             mask = self._resampled(d[self.crop_to], affine, shape, "mask")
             if not mask.any():
                 raise ValueError(
-                    f"{file_of(mask)}: no voxel of {_listed(self.spacing)} mm is half in {self.crop_to}; choose a "
+                    f"{file_of(mask)}: no voxel of {_listed(mask.pixdim)} mm is half in {self.crop_to}; choose a "
                     "smaller spacing, or a larger mask"
                 )
             box_start, box_end = generate_spatial_bounding_box(mask.as_tensor(), margin=self.margin, allow_smaller=True)
@@ -107,20 +108,21 @@ class ResampleRASd(MapTransform, InvertibleTransform):
         world, sign = torch.as_tensor(io_orientation(affine.numpy())).T
         source = world.argsort()  # axis of the array that goes right, front, top
         steps, sizes = torch.tensor(image.shape[1:], dtype=torch.float64) - 1, affine[:3, :3].norm(dim=0)
-        shape = ((steps * sizes)[source] / self.spacing - SLACK).ceil().clamp(min=0) + 1
+        spacing = sizes.prod().pow(1 / 3).expand(3) if self.spacing is None else self.spacing
+        shape = ((steps * sizes)[source] / spacing - SLACK).ceil().clamp(min=0) + 1
         if shape.prod() > MAX_VOXELS:
             raise ValueError(
-                f"{file_of(image)}: {_listed(shape)} voxels at a spacing of {_listed(self.spacing)} mm; choose a "
+                f"{file_of(image)}: {_listed(shape)} voxels at a spacing of {_listed(spacing)} mm; choose a "
                 "larger one, or correct the voxel sizes"
             )
-        if ((self.spacing > COARSE * sizes[source]) & (steps[source] > 0)).any():
+        if ((spacing > COARSE * sizes[source]) & (steps[source] > 0)).any():
             warn_of(
                 image,
-                f"{file_of(image)}: voxels of {_listed(sizes[source])} mm are resampled to {_listed(self.spacing)} mm, "
+                f"{file_of(image)}: voxels of {_listed(sizes[source])} mm are resampled to {_listed(spacing)} mm, "
                 "so most of them are not looked at; is this spacing meant?",
             )
         new = torch.eye(4, dtype=torch.float64)
-        new[:3, :3] = (voxel_axes(affine) * sign)[:, source] * self.spacing
+        new[:3, :3] = (voxel_axes(affine) * sign)[:, source] * spacing
         new[:3, 3] = affine[:3, :3] @ (steps / 2) + affine[:3, 3] - new[:3, :3] @ ((shape - 1) / 2)
         return new, [int(n) for n in shape]
 

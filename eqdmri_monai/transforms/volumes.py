@@ -53,12 +53,15 @@ class RandSubsampleVolumesd(RandomizableTransform, MapTransform):
         One image (Q, X, Y, Z) after `AverageB0d`.
     minimum, maximum : int
         Bounds of the number of weighted volumes that are kept (all, where the scan has fewer).
+    choices : int
+        With more than one, so many subsets are drawn, and that is taken which determines a tensor best: for networks
+        that begin with a fit.
     """
 
-    def __init__(self, keys: KeysCollection, *, minimum: int, maximum: int):
+    def __init__(self, keys: KeysCollection, *, minimum: int, maximum: int, choices: int = 1):
         MapTransform.__init__(self, keys)
         RandomizableTransform.__init__(self, 1.0)
-        self.minimum, self.maximum = minimum, maximum
+        self.minimum, self.maximum, self.choices = minimum, maximum, choices
 
     def __call__(self, data: Mapping[Hashable, object]) -> dict[Hashable, object]:
         """Return data with fewer volumes."""
@@ -67,7 +70,11 @@ class RandSubsampleVolumesd(RandomizableTransform, MapTransform):
             image, table = d[key], table_of(d[key])
             weighted = (~table.b0_mask).nonzero().flatten().numpy()
             count = min(int(self.R.randint(self.minimum, self.maximum + 1)), len(weighted))
-            keep = np.sort(np.concatenate([[0], self.R.choice(weighted, count, replace=False)]))
+            subsets = [self.R.choice(weighted, count, replace=False) for _ in range(self.choices)]
+            if len(subsets) > 1:
+                squares = q_squares(table.q).numpy()
+                subsets.sort(key=lambda subset: np.linalg.cond(squares[subset]))
+            keep = np.sort(np.concatenate([[0], subsets[0]]))
             d[key] = with_volumes(image, image.as_tensor()[keep], table[torch.from_numpy(keep)])
         return d
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from eqdmri_monai.networks import TensorNet
+from eqdmri_monai.networks import PlainTensorNet, TensorNet
 from eqdmri_monai.nn.cartesian import symmetric_components, symmetric_matrix
 from eqdmri_monai.symmetry import cube_rotations, random_scheme, turn_grid
 from eqdmri_monai.tensors import fit_tensor, q_squares
@@ -34,3 +34,12 @@ def test_an_untrained_network_is_near_the_fit():
     truth = symmetric_components(torch.eye(3).expand(1, 4, 4, 4, 3, 3) * 0.8)
     image = -torch.einsum("qc,bc...->bq...", q_squares(q), truth)
     assert (TensorNet(**SMALL)(image, q) - truth).abs().mean() < 0.3
+
+
+def test_the_plain_one_is_a_fit_and_what_another_network_adds():
+    q = random_scheme(6, 1.0)
+    image = torch.randn(1, len(q), 3, 4, 5)
+    net = PlainTensorNet(torch.nn.Conv3d(7, 6, 1))
+    tensor, log_s0 = fit_tensor(image, q)
+    added = TensorNet.START * net.correction(torch.cat([log_s0[:, None], tensor], dim=1))
+    torch.testing.assert_close(net(image, q[None]), tensor + added)

@@ -57,6 +57,16 @@ def test_no_change_of_1e_6_moves_the_grid():
             torch.testing.assert_close(grid, grids[0], rtol=0, atol=1e-4)
 
 
+def test_cubic_voxels_keep_their_size_where_none_is_wanted_and_others_become_cubic():
+    for R in (torch.eye(3), torch.eye(3)[[2, 0, 1]] * torch.tensor([1.0, -1, 1]), o3.rand_matrix()):
+        x = image(affine_of(R, sizes=(3.0, 3.0, 2.999999)))
+        y = resample(x, spacing=None)
+        assert sorted(y.shape[1:]) == sorted(x.shape[1:])
+        torch.testing.assert_close(y.flatten().sort()[0], x.float().flatten().sort()[0], rtol=0, atol=1e-4)
+        y = resample(image(affine_of(R)), spacing=None)
+        torch.testing.assert_close(y.affine[:3, :3].norm(dim=0), torch.full((3,), 15 ** (1 / 3)))
+
+
 def test_voxels_of_the_wanted_size_are_not_interpolated():
     x = MetaTensor(torch.rand(3, 5, 6, 7).float(), affine=affine_of(torch.eye(3), (2.0, 2.0, 2.0)))
     torch.testing.assert_close(resample(x).as_tensor(), x.as_tensor(), rtol=0, atol=0)
@@ -70,7 +80,7 @@ def test_a_mask_of_ties_is_rounded_one_way(noise):
     assert y.flatten().tolist() == [0, 0, 0, 1, 1, 1, 1, 1, 1]  # the voxel in the middle is half in
 
 
-@pytest.mark.parametrize("spacing", [2.0, [2.0, 2.0], [2, 2, 0], [2, 2, "two"], None, [2, 2, float("nan")]])
+@pytest.mark.parametrize("spacing", [2.0, [2.0, 2.0], [2, 2, 0], [2, 2, "two"], [2, 2, float("nan")]])
 def test_a_spacing_that_is_not_three_sizes_is_refused(spacing):
     with pytest.raises(ValueError, match=r"spacing must be three voxel sizes in mm, such as \[2.0, 2.0, 2.0\]"):
         ResampleRASd("image", spacing, ["bilinear"])

@@ -37,6 +37,16 @@ def test_a_subset_of_volumes_keeps_its_own_q_vectors():
     assert sizes == {6, 7, 8}
 
 
+def test_of_several_subsets_one_that_determines_a_tensor_is_taken():
+    twice = random_scheme(6, 1.0)[1:]
+    q = torch.cat([torch.zeros(1, 3), twice, 1.4 * twice])  # the same directions on two shells
+    x = image_from(q)
+    for choices, fewest in ((1, 1), (50, 6)):
+        transform = RandSubsampleVolumesd("image", minimum=6, maximum=6, choices=choices).set_random_state(seed=0)
+        tables = [table_of(transform({"image": x})["image"]).q[1:] for _ in range(20)]
+        assert (min(int(torch.linalg.matrix_rank(q_squares(t))) for t in tables) == 6) == (fewest == 6)
+
+
 def test_a_scan_is_parted_in_two_with_the_b0_in_both():
     q = random_scheme(16, 1.0)
     x = image_from(q)
