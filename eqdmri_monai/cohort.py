@@ -25,12 +25,13 @@ from monai.engines import SupervisedEvaluator
 from eqdmri_monai.errors import first_cause, sentence
 from eqdmri_monai.files.scans import PATH_KEYS
 from eqdmri_monai.handlers import ScanProgress
-from eqdmri_monai.report import SaveRecordd, SaveReportd
+from eqdmri_monai.report import SaveRecordd, SaveReportd, SaveTractogramd
 from eqdmri_monai.report.summary import COLUMNS, Summary
 from eqdmri_monai.transforms import SaveTogether
 
 # Faults of the disk, which no further scan would be spared.
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
+KEEPERS = SaveReportd, SaveRecordd, SaveTractogramd  # what says of results how they were made
 
 
 def map_scans(
@@ -42,6 +43,7 @@ def map_scans(
     summary: str | Path | None = None,
     overwrite: bool = False,
     progress: bool = True,
+    things: str = "scans",
 ) -> None:
     """Map the scans of a list, and say where the results are.
 
@@ -61,6 +63,8 @@ def map_scans(
         Map finished scans again, and replace results that belong to something else.
     progress : bool
         Show a bar, and say at the end where the results are.
+    things : str
+        What they are called.
 
     Raises
     ------
@@ -101,12 +105,12 @@ def map_scans(
     if error and len(scans) == 1:
         raise error
     if progress:
-        what = f"{total - failed} of {total} scans have their maps" + (f", {kept} of them before" if kept else "")
+        what = f"{total - failed} of {total} {things} have their results" + (f", {kept} of them before" if kept else "")
         if len(scans) == 1:
-            what = f"{name}: " + ", ".join(f"{key} {record[key]}" for key in COLUMNS[1:4] if key in record)
+            what = f"{name}: " + (", ".join(f"{key} {record[key]}" for key in COLUMNS[1:4] if key in record) or "done")
         print(f"{what}; results are in {saving.folder}")
     if failed:
-        raise ValueError(f"{failed} of {total} scans failed; see {summary or 'above'}")
+        raise ValueError(f"{failed} of {total} {things} failed; see {summary or 'above'}")
 
 
 def map_scan(evaluator: SupervisedEvaluator, scan: Mapping[str, str], transform: Callable) -> None:
@@ -172,9 +176,9 @@ def read_record(scan: Mapping[str, str], saving: SaveTogether) -> dict[str, obje
     return record if isinstance(record, dict) else {}
 
 
-def keeper(saving: SaveTogether) -> SaveReportd | SaveRecordd | None:
+def keeper(saving: SaveTogether) -> SaveReportd | SaveRecordd | SaveTractogramd | None:
     """Return what keeps the records of scans; None where they have none, and are never finished."""
-    return next((save for save in saving.transforms if isinstance(save, SaveReportd | SaveRecordd)), None)
+    return next((save for save in saving.transforms if isinstance(save, KEEPERS)), None)
 
 
 def missing_file(scan: Mapping[str, str]) -> str | None:

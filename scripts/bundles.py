@@ -243,7 +243,7 @@ def draw(rows: list[dict], path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, required=True, help="what make_tractograms.py wrote")
-    parser.add_argument("--steps", type=int, default=300, help="of training, one head each")
+    parser.add_argument("--steps", type=int, default=400, help="of training, one head each")
     parser.add_argument("--heads", type=int, default=5, help="how many of the heads are held out, one at a time")
     parser.add_argument("--poses", type=int, default=100)
     parser.add_argument("--slow-poses", type=int, default=10, help="of SLR and RecoBundles")

@@ -1,6 +1,7 @@
 """Tractograms as a user brings them: training on labelled ones, then bundles of one in another pose, through files."""
 
 import json
+import shutil
 import subprocess
 import sys
 import warnings
@@ -15,6 +16,7 @@ from monai.bundle import ConfigWorkflow
 from nibabel.affines import apply_affine
 from nibabel.streamlines import ArraySequence
 
+from eqdmri_monai.errors import sentence
 from eqdmri_monai.files.tractograms import read_tractogram, tractogram_list, write_trx
 
 ROOT = Path(__file__).parents[1]
@@ -87,6 +89,33 @@ def test_probabilities_of_all_classes_are_kept(folder, tmp_path):
     assert set(found) == {"my_probability", "my_AF_L", "my_AF_R", "my_CST_L", "my_CST_R", "my_CC_ForcepsMajor"}
     best = np.max([values for name, values in found.items() if name != "my_probability"], axis=0)
     assert (found["my_probability"] >= best - 1e-6).all()
+
+
+def test_a_list_goes_on_after_a_failure_and_repeats_nothing(folder, tmp_path):
+    (tmp_path / "sub").mkdir()
+    shutil.copy(folder / "head_4.trx", tmp_path / "sub" / "head_5.trx")  # of the same name in another folder
+    shutil.copy(folder / "head_5.trx", tmp_path)
+    (tmp_path / "bad.trk").write_bytes(b"TRACK")
+    items = [{"image": name} for name in ("bad.trk", "head_5.trx", "sub/head_5.trx")]
+    (tmp_path / "list.json").write_text(json.dumps({"testing": items}))
+    options = {"datalist": str(tmp_path / "list.json"), "output_dir": str(tmp_path / "out"), "prefix": "my_"}
+    options |= {"weights": str(folder / "run" / "models" / "bundles.pt"), "device": "cpu"}
+    with pytest.raises(RuntimeError) as error:
+        run("bundles_inference.yaml", **options)
+    assert "1 of 3 tractograms failed" in sentence(error.value)
+    results = sorted(path for path in (tmp_path / "out").rglob("*") if path.is_file())
+    names = [f"{stem}_bundles{suffix}" for stem in ("head_5", "sub/head_5") for suffix in (".json", ".png", ".trx")]
+    assert [str(path.relative_to(tmp_path / "out")) for path in results] == names
+    before = [path.stat().st_mtime_ns for path in results]
+    with pytest.raises(RuntimeError):
+        run("bundles_inference.yaml", **options)
+    assert [path.stat().st_mtime_ns for path in results] == before
+    with pytest.raises(RuntimeError) as error:  # alone, with another prefix
+        run(
+            "bundles_inference.yaml",
+            **options | {"datalist": None, "tractogram": str(tmp_path / "head_5.trx"), "prefix": "x_"},
+        )
+    assert "made with another prefix" in sentence(error.value)
 
 
 def test_lists_of_tractograms(tmp_path):

@@ -130,7 +130,7 @@ def test_every_scan_gets_its_own_map_and_its_row(three, tmp_path, capfd):
             "lesions": str(record["lesions"]), "lesion_ml": str(record["lesion_ml"]), "brain_ml": "1.0", "error": "",
         }  # fmt: skip
     said = capfd.readouterr()
-    assert said.out.splitlines()[-1] == f"3 of 3 scans have their maps; results are in {out}"
+    assert said.out.splitlines()[-1] == f"3 of 3 scans have their results; results are in {out}"
     assert all(f"{k + 1}/3 s{k}: {stage}" in said.err for k in range(3) for stage in ("reading", "network", "writing"))
 
 
@@ -156,7 +156,7 @@ def test_a_bad_scan_fails_alone_and_is_done_when_it_is_mended(three, tmp_path, c
     with pytest.raises(ValueError, match=rf"1 of 3 scans failed; see {out}/summary.csv"):
         run(three, out)
     said = capfd.readouterr()
-    assert said.out.splitlines()[-1] == f"2 of 3 scans have their maps; results are in {out}"
+    assert said.out.splitlines()[-1] == f"2 of 3 scans have their results; results are in {out}"
     assert [line for line in said.err.replace("\r", "\n").splitlines() if "error: s1: " in line and words in line]
     assert not list(out.glob("s1*"))
     assert words in rows(out)["s1"]["error"]
@@ -165,7 +165,7 @@ def test_a_bad_scan_fails_alone_and_is_done_when_it_is_mended(three, tmp_path, c
     for name, content in whole.items():
         (tmp_path / name).write_bytes(content)
     run(three, out)
-    assert capfd.readouterr().out.splitlines()[-1].startswith("3 of 3 scans have their maps, 2 of them before;")
+    assert capfd.readouterr().out.splitlines()[-1].startswith("3 of 3 scans have their results, 2 of them before;")
     assert rows(out)["s1"]["error"] == ""
     after = files(out)
     assert {name: after[name] for name in before if name != "summary.csv"} == {

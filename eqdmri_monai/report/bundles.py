@@ -1,6 +1,7 @@
 """A tractogram with its bundles: as .trx, and as a picture from three sides, coloured by bundle."""
 
 import json
+import time
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from monai.config import KeysCollection
+from monai.data.utils import create_file_basename
 from monai.transforms import MapTransform
 
 import eqdmri_monai
@@ -55,19 +57,23 @@ def draw_bundles(path: Path, streamlines: np.ndarray, label: np.ndarray, names: 
 class SaveTractogramd(MapTransform):
     """Write the tractogram that was read, as .trx with bundles as groups and the probabilities; a picture; a record.
 
-    Streamlines are the originals in their order; affine, dimensions, groups and data that the file had are kept.
+    Streamlines are the originals in their order; affine, dimensions, groups and data that the file had are kept. A
+    record (JSON) says how the bundles were made, and comes before them.
 
     Parameters
     ----------
     keys : keys
         Probabilities (classes, S), whose meta names the file; the last class may be that of no bundle.
-    output_dir : path
+    output_dir, data_root_dir : path
+        As in `SaveImaged`.
     names : sequence of str
         Bundles.
     weights : path
         Named in the record by their hash.
     settings : mapping
         What else decides the bundles; said in the record.
+    details : mapping
+        What else the record says, of no weight for the bundles.
     prefix : str
         Before each name, where the file has such groups already.
     reference_key : str
@@ -86,47 +92,68 @@ class SaveTractogramd(MapTransform):
         keys: KeysCollection,
         *,
         output_dir: str | Path,
+        data_root_dir: str | Path,
         names: Sequence[str],
         weights: str | Path,
         settings: Mapping[str, object],
+        details: Mapping[str, object],
         prefix: str = "",
         reference_key: str = "reference",
         image_key: str = "image",
     ):
         super().__init__(keys)
-        self.output_dir, self.names, self.prefix = Path(output_dir), list(names), prefix
+        self.output_dir, self.data_root_dir = output_dir, data_root_dir
+        self.names, self.prefix, self.weights = list(names), prefix, weights
+        self.settings, self.details = dict(settings), dict(details)
         self.reference_key, self.image_key = reference_key, image_key
-        self.weights, self.settings = weights, dict(settings)
+        self.begin()
+
+    def begin(self) -> None:
+        """Count a tractogram's seconds from now."""
+        self.start = time.monotonic()
 
     def __call__(self, data: Mapping[Hashable, object]) -> dict[Hashable, object]:
         """Return data unchanged."""
         d = dict(data)
         for key in self.key_iterator(d):
-            probability, path = d[key].cpu().numpy(), Path(d[self.image_key].meta["filename_or_obj"])
+            probability, image = d[key].cpu().numpy(), d[self.image_key]
             if len(probability) not in (len(self.names), len(self.names) + 1):
                 raise ValueError(f"names must be those of the network's {len(probability)} classes, got {self.names}")
+            item = {"image": image.meta["filename_or_obj"], "reference": d.get(self.reference_key)}
             best = probability.argmax(0)
             groups = {self.prefix + name: np.flatnonzero(best == c) for c, name in enumerate(self.names)}
             numbers = {"probability": probability.max(0)}
             numbers |= {name: p for name, p in zip(self.names, probability, strict=False)}
             numbers = {f"{self.prefix}{name}"[:20]: values for name, values in numbers.items()}
-            reference = d.get(self.reference_key)
-            tractogram = read_tractogram(path, reference)
-            stem = self.output_dir / path.stem
+            path, trx, png = self.outputs(item)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            tractogram = read_tractogram(item["image"], item["reference"])
             record = {
-                "eqdmri_monai": eqdmri_monai.__version__,
-                "weights_sha256": sha256(self.weights),
-                "input": path.name,
-                "input_sha256": sha256(path),
-                **({"reference_sha256": sha256(reference)} if reference else {}),
-                **self.settings,
-                "names": self.names,
+                **self.identity(item),
+                **self.details,
                 "streamlines": len(best),
-                "streamlines_per_bundle": {name: len(group) for name, group in groups.items()},
-                **circumstances(),
+                "streamlines_per_bundle": {name: len(members) for name, members in groups.items()},
+                **circumstances(self.start),
             }
-            with written_whole(f"{stem}_bundles.json") as part:  # no record is left where the rest fails
+            with written_whole(path) as part:  # no record is left where the rest fails
                 part.write_text(json.dumps(record, indent=1) + "\n")
-                write_trx(f"{stem}_bundles.trx", tractogram, groups=groups, per_streamline=numbers)
-                draw_bundles(Path(f"{stem}_bundles.png"), d[self.image_key].cpu().numpy(), best, self.names)
+                write_trx(trx, tractogram, groups=groups, per_streamline=numbers)
+                draw_bundles(png, image.cpu().numpy(), best, self.names)
         return d
+
+    def outputs(self, item: Mapping[str, str]) -> list[Path]:
+        """Return the paths of a tractogram's record, bundles and picture."""
+        folders = self.output_dir, self.data_root_dir
+        stem = create_file_basename("bundles", item["image"], *folders, False, makedirs=False)
+        return [Path(f"{stem}{suffix}") for suffix in (".json", ".trx", ".png")]
+
+    def identity(self, item: Mapping[str, str]) -> dict[str, object]:
+        """Return what decides the bundles: version, settings, and hashes of the weights and of the files."""
+        files = {"weights": self.weights, "input": item["image"], "reference": item.get("reference")}
+        return {
+            "eqdmri_monai": eqdmri_monai.__version__,
+            "input": Path(item["image"]).name,
+            **{f"{key}_sha256": sha256(path) for key, path in files.items() if path},
+            "names": self.names,
+            **self.settings,
+        }

@@ -159,7 +159,7 @@ class RandStretchStreamlinesd(RandomizableTransform, MapTransform):
         When `most` is not from 0 to below 1.
     """
 
-    def __init__(self, keys: KeysCollection, *, most: float = 0.25):
+    def __init__(self, keys: KeysCollection, *, most: float = 0.15):
         MapTransform.__init__(self, keys)
         RandomizableTransform.__init__(self, 1.0)
         if not 0 <= most < 1:

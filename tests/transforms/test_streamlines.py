@@ -124,6 +124,7 @@ def test_a_tractogram_is_saved_with_groups_probabilities_a_picture_and_a_record(
     d["pred"] = torch.nn.functional.one_hot(torch.arange(12) % 4, 4).T * 0.6 + 0.1
     (tmp_path / "model.pt").write_bytes(b"weights")
     made = {"output_dir": tmp_path, "weights": tmp_path / "model.pt", "settings": {"points": 20}}
+    made |= {"details": {"device": "cpu"}, "data_root_dir": path.parent}
     SaveTractogramd("pred", names=NAMES, prefix="new_", **made)(d)
     out, original = read_tractogram(tmp_path / "head_bundles.trx"), read_tractogram(path)
     np.testing.assert_array_equal(out.streamlines._data, original.streamlines._data)
@@ -141,7 +142,6 @@ def test_a_tractogram_is_saved_with_groups_probabilities_a_picture_and_a_record(
     assert {"eqdmri_monai", "packages", "finished"} <= record.keys()
     assert str(tmp_path) not in str(record)
     made["output_dir"] = tmp_path / "other"
-    made["output_dir"].mkdir()
     with pytest.raises(ValueError, match="has A already"):
         SaveTractogramd("pred", names=NAMES, **made)(d)
     with pytest.raises(ValueError, match="names must be those of the network's 4 classes"):
