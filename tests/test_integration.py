@@ -94,6 +94,7 @@ def test_the_calls_of_monai_label_give_the_mask(case):
     data = {"image": str(scan), "image_path": str(scan), "device": "cpu", "model": "eqdmri_ms_segmentation"}
     for transform in config.get_parsed_content("preprocessing", instantiate=True).transforms:
         if isinstance(transform, LoadImaged):
+            assert all(isinstance(data[key], str) for key in transform.keys)  # as its LoadImageTensord looks at them
             transform._loader.image_only = False
         data = transform(data)
     inferer = config.get_parsed_content("inferer", instantiate=True)
@@ -104,6 +105,20 @@ def test_the_calls_of_monai_label_give_the_mask(case):
         data = transform(data)
     check_mask(data["pred"], mask)
     assert data["image_path"] == str(scan)
+
+
+def test_monai_label_itself_gives_the_mask(case):
+    label = pytest.importorskip(
+        "monailabel.tasks.infer.bundle", reason="MONAI Label is not installed", exc_type=ImportError
+    )
+    bundle, scan, mask = case
+    task = label.BundleInferTask(str(bundle), conf={})
+    assert task.is_valid()
+    path, result = task({"image": str(scan), "device": "cpu", "result_extension": ".nii.gz"})
+    written = nib.load(path)
+    np.testing.assert_array_equal(np.asarray(written.dataobj), np.asarray(mask.dataobj))
+    np.testing.assert_allclose(written.affine, mask.affine, atol=1e-4)
+    assert result["label_names"] == {"lesion": 1}
 
 
 @pytest.mark.parametrize("model", ["model.pt", "model.ts"])
