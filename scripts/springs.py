@@ -173,14 +173,14 @@ def mean_square(found: State, true: State) -> Tensor:
 
 
 def train(net: nn.Module, m: Tensor, k: Tensor, motion: State, epochs: int, seed: int) -> None:
-    """Learn one piece of each trajectory, in batches of 200 at most, with Adam and a cosine schedule."""
+    """Learn one piece of each trajectory, in batches of 100 at most, with Adam and a cosine schedule."""
     generator = torch.Generator().manual_seed(seed)
     count = m.shape[0]
     start = torch.randint(len(motion[0]) - PIECE + 1, (count,), generator=generator)
     rows = torch.arange(count)
     pieces = [torch.stack([x[start + i, rows] for i in range(PIECE)]) for x in motion]
     optimizer = torch.optim.Adam(net.parameters(), lr=3e-3)
-    batches = (count + 199) // 200
+    batches = (count + 99) // 100
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * batches)
     net.train()
     for _ in range(epochs):

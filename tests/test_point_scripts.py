@@ -5,10 +5,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from eqdmri_monai.files.writing import read_rows
+from eqdmri_monai.symmetry import quarter_turns, turn_grid
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 
@@ -76,6 +78,46 @@ def test_the_physics_that_is_learned_is_that_of_newton():
     torch.testing.assert_close(found[1:].square().sum(), 7.5 * anisotropic.square().sum())  # component normalisation
 
 
+def test_directions_of_healpix_have_equal_areas_and_quarter_turns():
+    q = script("r3s2_mnist").healpix(4).double()
+    assert q.shape == (192, 3)
+    torch.testing.assert_close(q.norm(dim=1), torch.ones(192), atol=1e-6, rtol=0)
+    assert q.sum(0).abs().max() < 1e-4
+    assert (q.T @ q / 192 - torch.eye(3) / 3).abs().max() < 2e-3
+    quarter = torch.tensor([[0.0, -1, 0], [1, 0, 0], [0, 0, 1]])
+    for other in (-q, q @ quarter.T):
+        assert torch.cdist(other, q).amin(1).max() < 1e-6
+    assert q[:4, 2].unique(return_counts=True)[0].item() == pytest.approx(1 - 1 / 48)  # Górski et al., eq. 4
+
+
+def test_a_volume_of_digits_turns_as_grids_and_spheres_do():
+    mnist, rng = script("r3s2_mnist"), np.random.default_rng(0)
+    labels = np.arange(30) % 10
+    label, digits = mnist.volume(rng.integers(0, 255, (30, 28, 28)).astype(np.uint8), labels, rng)
+    assert label.flatten().bincount().tolist() == [16**3 - 9 * 256, *9 * [256]]
+    R, none = quarter_turns()[2], torch.eye(3)  # about z, which maps the directions onto each other
+    image, _ = mnist.rendered(label, digits, none, none)
+    grid_turned, label_turned = mnist.rendered(label, digits, R, none)
+    torch.testing.assert_close(grid_turned, turn_grid(image, R))
+    torch.testing.assert_close(label_turned, turn_grid(label, R))
+    spheres_turned, _ = mnist.rendered(label, digits, none, R)
+    place = torch.cdist(mnist.Q, mnist.Q @ R.T).argmin(1)  # where each direction came from
+    torch.testing.assert_close(spheres_turned, image[place])
+    assert (image[mnist.Q[:, 2] < -1e-3] == 0).all()
+
+
+def test_forces_turn_along_with_a_molecule_and_add_up_to_nothing():
+    qm7 = script("qm7")
+    kinds = torch.nn.functional.one_hot(torch.randint(0, 5, (3, 7)), 5).double().mT
+    kinds[0, :, 5:] = 0
+    places = 3 * torch.rand(3, 7, 3) * (kinds.sum(1) > 0)[..., None]
+    found = qm7.symmetry(qm7.EnergyNet(torch.randn(5), 10.0), kinds, places)
+    assert found["energy_change"] < 1e-10
+    assert found["force_change"] < 1e-10
+    assert found["force_sum"] < 1e-10
+    assert found["largest_force"] > 1e-2
+
+
 @pytest.mark.slow
 def test_shapes_of_points_are_recognised_in_all_rotations(tmp_path):
     rows = run("point_shapes", tmp_path, "--seeds", 1, "--rotations", 100)
@@ -114,3 +156,18 @@ def test_bundles_are_found_in_any_pose(tmp_path):
     assert float(rows["StreamlineNet"]["same_labels"]) == 1.0
     assert float(rows["StreamlineNet"]["logit_change_64"]) < 1e-9
     assert float(rows["MDF"]["upright"]) > 0.99 > 0.6 > float(rows["MDF"]["turned"])
+
+
+@pytest.mark.experiment
+def test_energies_of_molecules_are_learned(tmp_path, data):
+    (row,) = run("qm7", tmp_path, "--data", data, "--train", 500, "--epochs", 3)
+    assert float(row["mae"]) < float(row["mae_composition"])
+    assert float(row["force_change"]) < 1e-10
+
+
+@pytest.mark.experiment
+def test_digits_in_voxels_are_learned(tmp_path, data):
+    options = ["--data", data, "--models", "harmonics", "--train", 16, "--test", 1, "--epochs", 2]
+    (row,) = run("r3s2_mnist", tmp_path, *options)
+    assert float(row["norot"]) > 15  # chance is 11 %
+    assert row["quarter_turns_same"] == "True"
