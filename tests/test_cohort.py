@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -389,6 +390,25 @@ def test_killed_at_any_moment_the_same_command_completes_the_list(three, tmp_pat
     for k in range(3):
         assert (out / f"s{k}_map.nii.gz").read_bytes() == (expected / f"s{k}_map.nii.gz").read_bytes()
     assert not [path.name for path in out.iterdir() if path.name.startswith(".part-")]
+
+
+def test_two_processes_that_map_one_list_into_one_folder_both_end_well(three, tmp_path):
+    """The same command typed twice, ten times, with moments between any two files."""
+    expected, out, context = tmp_path / "expected", tmp_path / "out", multiprocessing.get_context("fork")
+    run(three, expected)
+    for _ in range(10):
+        processes = [context.Process(target=child, args=(three, out)) for _ in range(2)]
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join()
+        assert [process.exitcode for process in processes] == [0, 0]
+        assert list(rows(out)) == ["s0", "s1", "s2"]
+        assert all(row["error"] == "" for row in rows(out).values())
+        assert set(files(out)) == set(files(expected))
+        for k in range(3):
+            assert (out / f"s{k}_map.nii.gz").read_bytes() == (expected / f"s{k}_map.nii.gz").read_bytes()
+        shutil.rmtree(out)
 
 
 def share(three, out, rank, folder):

@@ -7,6 +7,21 @@ from monai.data import NibabelWriter
 from eqdmri_monai.files.writing import written_whole
 
 
+class WriteFault(BaseException):
+    """An OSError, such as of a full disk, on its way through MONAI's `SaveImage`.
+
+    That takes every Exception of a writer for a sign to try another one, and says at last that none is installed.
+
+    Parameters
+    ----------
+    error : OSError
+    """
+
+    def __init__(self, error: OSError):
+        super().__init__(*error.args)
+        self.error = error
+
+
 class WholeNibabelWriter(NibabelWriter):
     """MONAI's NIfTI writer for `SaveImaged`; the file appears under its name only when it is whole.
 
@@ -36,6 +51,15 @@ class WholeNibabelWriter(NibabelWriter):
         _, self.affine, _ = self.get_meta_info(meta_dict)
 
     def write(self, filename: str | Path, verbose: bool = False, **kwargs) -> None:
-        """See `monai.data.NibabelWriter.write`."""
-        with written_whole(filename) as part:
-            super().write(part, verbose=verbose, **kwargs)
+        """See `monai.data.NibabelWriter.write`.
+
+        Raises
+        ------
+        WriteFault
+            When the file cannot be written; `transforms.SaveTogether` makes an OSError of it again.
+        """
+        try:
+            with written_whole(filename) as part:
+                super().write(part, verbose=verbose, **kwargs)
+        except OSError as e:
+            raise WriteFault(e) from e

@@ -11,6 +11,7 @@ from monai.config import KeysCollection
 from monai.data.utils import create_file_basename
 from monai.transforms import MapTransform, SaveImaged, Transform
 
+from eqdmri_monai.files.maps import WriteFault
 from eqdmri_monai.files.writing import put_in_place
 from eqdmri_monai.transforms.scan import file_of
 
@@ -93,6 +94,8 @@ class SaveTogether(Transform):
             for path in written:
                 self.target(path).parent.mkdir(parents=True, exist_ok=True)
                 put_in_place(path, self.target(path))
+        except WriteFault as e:
+            raise e.error from None
         finally:
             shutil.rmtree(self.part, ignore_errors=True)
         return data
