@@ -151,6 +151,8 @@ def is_finished(scan: Mapping[str, str], saving: SaveTogether, *, overwrite: boo
         return False
     hint = "choose another output folder, or --overwrite True"
     record = read_record(scan, saving)
+    if not record and not any(path.exists() for path in files):
+        return False  # another process is replacing them
     if not record:
         raise ValueError(f"{there[0]}: is there already, and no record says of what; {hint}")
     identity = json.loads(json.dumps(keeper(saving).identity(scan)))

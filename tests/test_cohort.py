@@ -20,6 +20,7 @@ from monai.engines import SupervisedEvaluator
 from monai.transforms import Compose, LoadImaged, SaveImaged
 
 from eqdmri_monai.cohort import map_scans
+from eqdmri_monai.files import writing
 from eqdmri_monai.files.maps import WholeNibabelWriter
 from eqdmri_monai.files.nifti import write_nifti
 from eqdmri_monai.files.scans import common_folder, scan_list
@@ -27,7 +28,7 @@ from eqdmri_monai.files.tables import write_fsl
 from eqdmri_monai.files.writing import output_folder, part_of
 from eqdmri_monai.report import SaveRecordd, SaveReportd
 from eqdmri_monai.simulate import single_shell
-from eqdmri_monai.transforms import CheckScand, LoadGradientsd, SaveTogether, output
+from eqdmri_monai.transforms import CheckScand, LoadGradientsd, SaveTogether
 
 TABLE = single_shell(7, 1000.0, np.random.default_rng(0))
 
@@ -357,11 +358,11 @@ def slow(put_in_place):
     return put
 
 
-def child(three, out):
+def child(three, out, **options):
     """Map the list with moments between any two files, so that kills meet them."""
     torch.set_num_threads(1)
-    output.put_in_place = slow(output.put_in_place)
-    run(three, out, progress=False)  # tqdm has locks that outlive a killed process
+    writing.put_in_place = slow(writing.put_in_place)
+    run(three, out, progress=False, **options)  # tqdm has locks that outlive a killed process
 
 
 def test_killed_at_any_moment_the_same_command_completes_the_list(three, tmp_path):
@@ -392,14 +393,42 @@ def test_killed_at_any_moment_the_same_command_completes_the_list(three, tmp_pat
     assert not [path.name for path in out.iterdir() if path.name.startswith(".part-")]
 
 
+def test_no_map_is_lost_when_it_is_replaced(three, tmp_path):
+    """kill -9 in the middle of --overwrite, 20 times: each scan has all of the old results, or all of the new ones."""
+    expected, out = {}, tmp_path / "out"
+    for threshold in (0.3, 0.6):
+        run(three, tmp_path / str(threshold), threshold=threshold)
+        found = files(tmp_path / str(threshold))
+        expected[threshold] = {name: content for name, content in found.items() if name.endswith("map.nii.gz")}
+    run(three, out, threshold=0.3)
+    chance, context, completed = random.Random(0), multiprocessing.get_context("fork"), 0
+    for k in range(20):
+        wanted = {"threshold": (0.6, 0.3)[k % 2], "overwrite": True}
+        process = context.Process(target=child, args=(three, out), kwargs=wanted)
+        process.start()
+        time.sleep(chance.uniform(0.02, 0.3))
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+        completed += bool(list(out.glob(".done-*")))
+        output_folder(out)  # as the next command does
+        assert not [path.name for path in out.iterdir() if path.name.startswith((".part-", ".done-"))]
+        for scan in ("s0", "s1", "s2"):
+            record = json.loads((out / f"{scan}_report.json").read_text())
+            assert (out / f"{scan}_report.png").is_file()
+            assert (out / f"{scan}_map.nii.gz").read_bytes() == expected[record["threshold"]][f"{scan}_map.nii.gz"]
+    assert completed > 0  # else no kill came between
+
+
 def test_two_processes_that_map_one_list_into_one_folder_both_end_well(three, tmp_path):
-    """The same command typed twice, ten times, with moments between any two files."""
+    """The same command typed twice, six times, with moments between any two files."""
     expected, out, context = tmp_path / "expected", tmp_path / "out", multiprocessing.get_context("fork")
     run(three, expected)
-    for _ in range(10):
+    chance = random.Random(0)
+    for _ in range(6):
         processes = [context.Process(target=child, args=(three, out)) for _ in range(2)]
         for process in processes:
             process.start()
+            time.sleep(chance.uniform(0, 0.3))
         for process in processes:
             process.join()
         assert [process.exitcode for process in processes] == [0, 0]

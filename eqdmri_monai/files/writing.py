@@ -1,21 +1,28 @@
-"""Writing: what is written appears whole or not at all, and what a killed process left half-written goes away."""
+"""Writing: what is written appears whole or not at all, and what a killed process left half-written goes away.
+
+Files that belong together are put in place together (`put_together`); what a kill leaves of that, the next
+`output_folder` completes.
+"""
 
 import csv
+import json
 import os
 import re
 import shutil
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-PART = re.compile(r"\.part-(\d+)@([^@]+)")  # process, host
+PART = re.compile(r"\.(?:part|done)-(\d+)@([^@]+)")  # process, host
+PLAN = ".plan.json"  # in a folder of files that belong together: what to put where
 DEAD_AFTER = 24 * 3600  # s; no file takes that long to write
 
 
 def output_folder(path: str | Path) -> str:
-    """Make a folder for results, see that files can be written there, and clear what killed processes left there.
+    """Make a folder for results, see that files can be written there, and clear up after killed processes: what they
+    had not written whole goes away, what they had is put in place.
 
     Raises
     ------
@@ -33,6 +40,13 @@ def output_folder(path: str | Path) -> str:
     for part in path.glob(".part-*"):
         if _is_left_over(part):
             shutil.rmtree(part, ignore_errors=True) if part.is_dir() else part.unlink(missing_ok=True)
+    for done in path.glob(".done-*"):
+        if _is_left_over(done):
+            try:
+                mine = done.rename(_done(part_of(path / "scan")))
+            except FileNotFoundError:  # another process completes it
+                continue
+            _put_all(mine)
     return str(path)
 
 
@@ -46,9 +60,57 @@ def part_of(path: str | Path) -> Path:
 
 def put_in_place(part: Path, path: Path) -> None:
     """Rename a file that is whole; a power cut after that leaves the old file or the new one."""
-    with part.open("rb+") as stream:
-        os.fsync(stream.fileno())
+    _sync(part)
     os.replace(part, path)
+
+
+def put_together(part: Path, targets: Mapping[Path, Path]) -> None:
+    """Put files that belong together in place, in this order, and remove the folder that they were written to.
+
+    Files that are there go just before, the last one first, so that no file ever stands beside those of another time.
+    What a kill interrupts, the next `output_folder` completes.
+
+    Parameters
+    ----------
+    part : Path
+        A folder of that name (`part_of`), beside which the files appear, or below.
+    targets : mapping
+        Where each file of the folder appears.
+    """
+    for path in targets:
+        _sync(path)
+    plan = [[os.path.relpath(path, part), os.path.relpath(target, part.parent)] for path, target in targets.items()]
+    (part / PLAN).write_text(json.dumps(plan))
+    _sync(part / PLAN)
+    done = part.rename(_done(part))
+    try:
+        _put_all(done)
+    except OSError:  # no later run could do better
+        shutil.rmtree(done, ignore_errors=True)
+        raise
+
+
+def _put_all(done: Path) -> None:
+    """Put in place what is still in a folder of files that belong together."""
+    # without a plan, all were in place, and a kill came while the folder was removed
+    plan = json.loads((done / PLAN).read_text()) if (done / PLAN).is_file() else []
+    plan = [(done / source, done.parent / target) for source, target in plan]
+    left = [(source, target) for source, target in plan if source.is_file()]
+    for _, target in reversed(left):
+        target.unlink(missing_ok=True)
+    for source, target in left:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        put_in_place(source, target)
+    shutil.rmtree(done, ignore_errors=True)
+
+
+def _done(part: Path) -> Path:
+    return part.with_name(part.name.replace(".part-", ".done-", 1))
+
+
+def _sync(path: Path) -> None:
+    with path.open("rb+") as stream:
+        os.fsync(stream.fileno())
 
 
 @contextmanager

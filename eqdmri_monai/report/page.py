@@ -168,7 +168,7 @@ def write_index(folder: str | Path) -> Path:
 def _records(folder: Path) -> list[Path]:
     """List what is in place, not what a process is writing (`files.writing.part_of`)."""
     records = sorted(folder.rglob("*_report.json"))
-    return [path for path in records if not path.relative_to(folder).parts[0].startswith(".part-")]
+    return [path for path in records if not path.relative_to(folder).parts[0].startswith((".part-", ".done-"))]
 
 
 def _row(path: Path, folder: Path) -> dict[str, object]:

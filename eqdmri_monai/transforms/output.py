@@ -12,7 +12,7 @@ from monai.data.utils import create_file_basename
 from monai.transforms import MapTransform, SaveImaged, Transform
 
 from eqdmri_monai.files.maps import WriteFault
-from eqdmri_monai.files.writing import put_in_place
+from eqdmri_monai.files.writing import put_together
 from eqdmri_monai.transforms.scan import file_of
 
 
@@ -53,8 +53,7 @@ class SaveTogether(Transform):
     """Apply transforms that write files, and put all files of a scan in place when all are whole; else none.
 
     They are put in place in the order in which they were written, within a moment: what describes a map comes before
-    it, and is there when the map is. Files of that name which were there go just before, so that no record ever stands
-    beside a map that it does not describe.
+    it, and is there when the map is (`files.writing.put_together`).
 
     Parameters
     ----------
@@ -89,11 +88,7 @@ class SaveTogether(Transform):
             for transform in self.transforms:
                 data = transform(data)
                 written |= dict.fromkeys(path for path in sorted(self.part.rglob("*")) if path.is_file())
-            for path in reversed(written):
-                self.target(path).unlink(missing_ok=True)
-            for path in written:
-                self.target(path).parent.mkdir(parents=True, exist_ok=True)
-                put_in_place(path, self.target(path))
+            put_together(self.part, {path: self.target(path) for path in written})
         except WriteFault as e:
             raise e.error from None
         finally:

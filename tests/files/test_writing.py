@@ -6,7 +6,15 @@ import time
 
 import pytest
 
-from eqdmri_monai.files.writing import DEAD_AFTER, append_row, output_folder, part_of, read_rows, written_whole
+from eqdmri_monai.files.writing import (
+    DEAD_AFTER,
+    append_row,
+    output_folder,
+    part_of,
+    put_together,
+    read_rows,
+    written_whole,
+)
 
 
 def test_a_folder_that_cannot_be_written_is_refused(tmp_path):
@@ -44,6 +52,40 @@ def test_a_kill_while_writing_keeps_the_old_file_and_the_next_run_clears_up(tmp_
     assert len(list(tmp_path.iterdir())) == 2
     output_folder(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_files_that_belong_together_are_put_in_place_after_a_kill(tmp_path):
+    code = (
+        "import os, sys\n"
+        "from pathlib import Path\n"
+        "from eqdmri_monai.files import writing\n"
+        "folder, put = Path(sys.argv[1]), writing.put_in_place\n"
+        "part = writing.part_of(folder / 'scan')\n"
+        "part.mkdir()\n"
+        "names = ('record', 'map')\n"
+        "[(part / name).write_text('new') for name in names]\n"
+        "writing.put_in_place = lambda *paths: (put(*paths), os.kill(os.getpid(), 9))\n"
+        "writing.put_together(part, {part / name: folder / 'sub' / name for name in names})\n"
+    )
+    (tmp_path / "sub").mkdir()
+    for name in ("record", "map"):
+        (tmp_path / "sub" / name).write_text("old")
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert [path.name for path in (tmp_path / "sub").iterdir()] == ["record"]
+    output_folder(tmp_path)
+    assert {path.name: path.read_text() for path in (tmp_path / "sub").iterdir()} == {"record": "new", "map": "new"}
+    assert [path.name for path in tmp_path.iterdir()] == ["sub"]
+
+
+def test_a_failure_to_put_files_in_place_leaves_no_folder(tmp_path):
+    part = part_of(tmp_path / "scan")
+    part.mkdir()
+    (part / "map").write_text("new")
+    (tmp_path / "map").mkdir()
+    with pytest.raises(OSError, match="directory"):
+        put_together(part, {part / "map": tmp_path / "map"})
+    assert [path.name for path in tmp_path.iterdir()] == ["map"]
 
 
 def test_what_another_process_is_writing_stays(tmp_path):

@@ -34,9 +34,7 @@ def test_files_of_a_scan_appear_together_and_in_order(tmp_path, monkeypatch):
     writers = [writer(part, name, seen) for name in ("b_report.json", "sub/a_report.json", "a_map.nii.gz")]
     (tmp_path / "a_map.nii.gz").write_text("old")
     placed = []
-    monkeypatch.setattr(
-        "eqdmri_monai.transforms.output.put_in_place", lambda p, t: (placed.append(t.name), p.replace(t))
-    )
+    monkeypatch.setattr("eqdmri_monai.files.writing.put_in_place", lambda p, t: (placed.append(t.name), p.replace(t)))
     assert SaveTogether(writers, part=part, folder=tmp_path, data_root_dir=tmp_path)("new") == "new"
     assert seen == 3 * [{"a_map.nii.gz"}]
     assert placed == ["b_report.json", "a_report.json", "a_map.nii.gz"]
