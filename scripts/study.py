@@ -33,11 +33,12 @@ import numpy as np
 import torch
 import yaml
 from monai.bundle import ConfigParser
-from monai.data import MetaTensor
+from monai.data import Dataset, MetaTensor
 from sklearn.linear_model import LogisticRegression
 from torch import nn
 
 from eqdmri_monai.files.writing import written_whole
+from eqdmri_monai.nn.forest import Forest
 from eqdmri_monai.metrics import calibration_error, ranking, scan_scores
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -213,7 +214,7 @@ def trained(run: Run, options: dict[str, str], out: Path, scans: int) -> tuple[n
     config.get_parsed_content("imports")
     done, start = out / "finished.json", time.monotonic()
     if "trees" in config:
-        network = Trees(grown(config, out, run.seed))
+        network = grown(config, out, run.seed)
         usage = resource.getrusage(resource.RUSAGE_SELF)
     elif not done.exists():
         epochs = math.ceil(run.steps / scans)
@@ -258,24 +259,49 @@ class Trees(nn.Module):
         return torch.from_numpy(logits).reshape(1, 1, *image.shape[2:])
 
 
-def grown(config: ConfigParser, out: Path, seed: int):
-    """Return the classifier, trained on voxels of the brains of all scans."""
+def grown(config: ConfigParser, out: Path, seed: int) -> nn.Module:
+    """Return trees grown on voxels of the brains of all scans, as a network of a scan or of the numbers of boosting."""
     file = out / "trees.pkl"
+    network = config.get_parsed_content("network_def")
     if not file.exists():
-        dataset, rng = config.get_parsed_content("train#dataset"), np.random.default_rng(seed)
-        x, y = [], []
-        for item in dataset:
-            label, brain = (np.asarray(item[key])[0] > 0.5 for key in ("label", "brain_mask"))
-            total = config["voxels"]
-            for where, number in ((brain & label, total // 4), (brain & ~label, total - total // 4)):
-                voxels = np.argwhere(where)
-                voxels = voxels[rng.permutation(len(voxels))[:number]]
-                x.append(np.moveaxis(np.asarray(item["image"]), 0, -1)[tuple(voxels.T)])
-                y.append(label[tuple(voxels.T)])
-        classifier = config.get_parsed_content("trees").fit(np.concatenate(x), np.concatenate(y))
+        dataset = config.get_parsed_content("train#dataset")
+        parts = [voxels_of(dataset, k, config, network, seed) for k in range(len(dataset))]
+        x, y = (np.concatenate(part) for part in zip(*parts, strict=True))
+        classifier = config.get_parsed_content("trees").fit(x, y)
         with written_whole(file) as part:
             part.write_bytes(pickle.dumps(classifier))
-    return pickle.loads(file.read_bytes())
+    classifier = pickle.loads(file.read_bytes())
+    if network is None:
+        return Trees(classifier)
+    network.forest = Forest.of(classifier)
+    return network
+
+
+@torch.no_grad()
+def voxels_of(
+    dataset: Dataset, k: int, config: ConfigParser, network: nn.Module | None, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return numbers (N, C) and labels (N,) of voxels of one scan; those that a network computes are kept."""
+    name, kept = Path(dataset.data[k]["image"]).stem, None
+    if network is not None:
+        kept = Path(config["cache"]) / f"{config['representation']}_voxels_{seed}" / f"{name}.npz"
+        if kept.exists():
+            with np.load(kept) as arrays:
+                return arrays["x"], arrays["y"]
+    item, rng, total = dataset[k], np.random.default_rng([seed, *name.encode()]), config["voxels"]
+    maps = plain(item["image"]).float() if network is None else network.invariants(plain(item["image"])[None], item["q"])[0]
+    label, brain = (np.asarray(item[key])[0] > 0.5 for key in ("label", "brain_mask"))
+    voxels = []
+    for where, number in ((brain & label, total // 4), (brain & ~label, total - total // 4)):
+        of_one = np.argwhere(where)
+        voxels.append(of_one[rng.permutation(len(of_one))[:number]])
+    voxels = tuple(np.concatenate(voxels).T)
+    x, y = np.moveaxis(maps.numpy(), 0, -1)[voxels], label[voxels]
+    if kept is not None:
+        kept.parent.mkdir(exist_ok=True)
+        with written_whole(kept) as part, part.open("wb") as file:
+            np.savez(file, x=x, y=y)
+    return x, y
 
 
 @torch.no_grad()
@@ -285,7 +311,7 @@ def predict(network: nn.Module, config: ConfigParser, folder: Path, row: dict) -
     dataset.data = [files(row, folder)]
     item = dataset[0]
     inputs = {"inputs": plain(item["image"])[None]} | ({"q": plain(item["q"])[None]} if takes_q(config) else {})
-    if "trees" not in config:
+    if not isinstance(network, Trees):
         device = config.get_parsed_content("device")
         network, inputs = network.to(device), {key: value.to(device) for key, value in inputs.items()}
     item["pred"] = config.get_parsed_content("validate#inferer")(network=network, **inputs)[0].cpu()
@@ -299,7 +325,7 @@ def plain(x: torch.Tensor) -> torch.Tensor:
 
 
 def takes_q(config: ConfigParser) -> bool:
-    return "ExtraInput" in str(config["validate::evaluator::prepare_batch"]) and "trees" not in config
+    return "ExtraInput" in str(config["validate::evaluator::prepare_batch"])
 
 
 def log_odds(probability: np.ndarray) -> np.ndarray:

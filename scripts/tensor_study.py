@@ -39,6 +39,7 @@ from study import append
 from eqdmri_monai.files.reader import ScanReader
 from eqdmri_monai.gradients import MIN_DIRECTIONS, GradientTable
 from eqdmri_monai.nn.cartesian import SQUARE
+from eqdmri_monai.tensors import fit_tensor, q_squares
 from eqdmri_monai.transforms import AverageB0d, BrainMaskd, LoadGradientsd, RandSplitVolumesd, TensorToWorldd
 from eqdmri_monai.transforms.scan import table_of, with_volumes
 
@@ -50,6 +51,7 @@ CONTENDERS = ("halves", *FITS, "mppca", "nlmeans", "patch2self", *NETWORKS)
 TURNED = ("wls", "mppca", "nlmeans", *NETWORKS)  # whose agreement in turned fields of view is measured
 SUBSETS = {6: 2, 10: 1, 15: 1}  # directions: choices of them in each scan
 ANISOTROPIC = 0.3  # FA of the reference in what counts as white matter
+ENOUGH = 20  # directions
 LOWEST = 0.01  # of the mean b0, as in LogSignald
 
 
@@ -150,6 +152,7 @@ class Part:
             warnings.simplefilter("ignore", UserWarning)
             read = Compose([load, LoadGradientsd("image"), AverageB0d("image"), BrainMaskd("image")])
             d = read({"image": str(data / f"{view}.nii.gz")})
+        d["image"] = unmoved(d["image"], d["brain_mask"])
         if len(table_of(d["image"])) - 1 < directions + MIN_DIRECTIONS:
             return None
         d = split(d)
@@ -185,6 +188,22 @@ class Part:
             return fits[0], fits[1]
         signal = DENOISED.get(method, lambda part: part.signal)(self)
         return fit(signal, self.table, self.seen(method), method.upper() if method in FITS else "WLS"), reference
+
+
+def unmoved(image: MetaTensor, brain: MetaTensor) -> MetaTensor:
+    """Return a scan without the volumes in which the head had moved, where there are directions to spare.
+
+    Those are, in the brain, 1.4 times as far from the tensor that fits all volumes as the median volume is.
+    """
+    table, inside = table_of(image), brain[0] > 0.5
+    signal = image.as_tensor()[:, inside]
+    tensor, log_s0 = fit_tensor(signal.clamp(min=1.0).log()[None].double(), table.q.double())
+    expected = torch.exp(log_s0[0] - q_squares(table.q.double()) @ tensor[0])
+    distance = (signal - expected).square().mean(1).sqrt()[1:]
+    keep = torch.cat([torch.tensor([True]), distance < 1.4 * distance.median()])
+    if keep.sum() - 1 < ENOUGH:
+        return image
+    return with_volumes(image, image.as_tensor()[keep], table[keep])
 
 
 def by_mppca(part: Part) -> np.ndarray:

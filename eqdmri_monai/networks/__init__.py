@@ -2,6 +2,7 @@
 
 from eqdmri_monai.networks.folded import FoldedNet, fold, fold_steerable
 from eqdmri_monai.networks.gradual_pq_net import GradualPQNet
+from eqdmri_monai.networks.invariant_forest import InvariantForest
 from eqdmri_monai.networks.lie_resnet import LieResNet
 from eqdmri_monai.networks.plain_cnn import PlainCNN
 from eqdmri_monai.networks.point_net import PointNet
@@ -15,6 +16,7 @@ from eqdmri_monai.networks.u_net import PQUNet, PUNet, TensorUNet
 __all__ = [
     "FoldedNet",
     "GradualPQNet",
+    "InvariantForest",
     "LieResNet",
     "PQNet",
     "PQUNet",

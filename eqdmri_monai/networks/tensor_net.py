@@ -42,7 +42,7 @@ class TensorNet(nn.Module):
         self,
         irreps_pq: Sequence[o3.Irreps | str] = (),
         irreps_features: o3.Irreps | str = "6x0e+2x1e+4x2e",
-        irreps_p: Sequence[o3.Irreps | str] = ("16x0e+4x1e+8x2e", "16x0e+4x1e+8x2e"),
+        irreps_p: Sequence[o3.Irreps | str] = ("10x0e+6x2e", "10x0e+6x2e"),
         *,
         bases: Sequence[FilterBasis] = (tp1, q_space),
         kernel_size: int = 3,
