@@ -2,7 +2,6 @@
 # make demo       the main job on a simulated scan, or on yours: make demo DWI=scan.nii.gz
 # make test       linter and tests
 # make test-slow  the tests that take minutes; some need real scans (EQDMRI_DATA)
-# make test-experiments  short forms of the experiments on points, half an hour
 # make study      the study of scanners never seen, from its cohort on: make study DATA=folder/of/scans
 PYTHON ?= python3
 STEPS ?= 400
@@ -10,7 +9,7 @@ BIN := .venv/bin
 # a process for each core, and no more threads than cores
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist worksteal
 
-.PHONY: all demo test test-slow test-experiments study clean
+.PHONY: all demo test test-slow study clean
 
 all: .venv/installed
 
@@ -29,13 +28,10 @@ demo: all
 test: all
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(PYTEST) -m "not slow and not experiment"
+	$(PYTEST) -m "not slow"
 
 test-slow: all
 	$(PYTEST) -m slow
-
-test-experiments: all
-	$(PYTEST) -m experiment
 
 # A run that has its line in results/study is not done again. Long form, for a GPU: make study STEPS=20000 FORM=--long
 study: all

@@ -140,7 +140,7 @@ def main() -> None:
     parser.add_argument("--train", type=int, default=10000, help="digits to train on")
     parser.add_argument("--test", type=int, default=10000, help="digits to test on")
     parser.add_argument("--epochs", type=int, default=6)
-    parser.add_argument("--batch", type=int, default=50)
+    parser.add_argument("--batch", type=int, default=25)
     parser.add_argument("--channels", type=int, default=64)
     parser.add_argument("--alpha", type=float, default=1.0, help="weight of the distance between orbits")
     parser.add_argument("--seed", type=int, default=0)

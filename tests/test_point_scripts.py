@@ -126,27 +126,27 @@ def test_shapes_of_points_are_recognised_in_all_rotations(tmp_path):
     assert float(rows[1]["chiral_pair"]) == 50.0  # scalars alone cannot tell mirror images apart
 
 
-@pytest.mark.experiment
+@pytest.mark.slow
 def test_gravity_and_inertia_are_learned(tmp_path):
     rows = run("point_physics", tmp_path, "--steps", 500, "--inertia-steps", 500)
     assert all(float(row["last_loss"]) < 0.5 * float(row["first_loss"]) for row in rows)
 
 
-@pytest.mark.experiment
+@pytest.mark.slow
 def test_springs_are_learned(tmp_path):
     rows = run("springs", tmp_path, "--trajectories", 50, "--epochs", 60, "--test", 20)
     drift = {row["model"]: float(row["angular_drift"]) for row in rows}
     assert drift["HLieConv-SO2*"] < 1e-10 < drift["FC"]
 
 
-@pytest.mark.experiment
+@pytest.mark.slow
 def test_digits_are_learned(tmp_path, data):
-    options = ["--data", data, "--groups", "SO2", "--train", 1000, "--test", 200, "--epochs", 2, "--channels", 32]
+    options = ["--data", data, "--groups", "SO2", "--train", 1000, "--test", 200, "--epochs", 3, "--channels", 32]
     rows = run("rotmnist", tmp_path, *options)
-    assert float(rows[0]["error_turned"]) < 80  # chance is 90 %
+    assert float(rows[0]["error_turned"]) < 60  # chance is 90 %
 
 
-@pytest.mark.experiment
+@pytest.mark.slow
 def test_bundles_are_found_in_any_pose(tmp_path):
     subprocess.run(
         [sys.executable, str(SCRIPTS / "make_tractograms.py"), "--folder", str(tmp_path / "heads")], check=True
@@ -158,14 +158,14 @@ def test_bundles_are_found_in_any_pose(tmp_path):
     assert float(rows["MDF"]["upright"]) > 0.99 > 0.6 > float(rows["MDF"]["turned"])
 
 
-@pytest.mark.experiment
+@pytest.mark.slow
 def test_energies_of_molecules_are_learned(tmp_path, data):
     (row,) = run("qm7", tmp_path, "--data", data, "--train", 500, "--epochs", 3)
     assert float(row["mae"]) < float(row["mae_composition"])
     assert float(row["force_change"]) < 1e-10
 
 
-@pytest.mark.experiment
+@pytest.mark.slow
 def test_digits_in_voxels_are_learned(tmp_path, data):
     options = ["--data", data, "--models", "harmonics", "--train", 16, "--test", 1, "--epochs", 2]
     (row,) = run("r3s2_mnist", tmp_path, *options)
