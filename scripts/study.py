@@ -38,8 +38,8 @@ from sklearn.linear_model import LogisticRegression
 from torch import nn
 
 from eqdmri_monai.files.writing import written_whole
-from eqdmri_monai.nn.forest import Forest
 from eqdmri_monai.metrics import calibration_error, ranking, scan_scores
+from eqdmri_monai.nn.forest import Forest
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = ROOT / "configs" / "study"
@@ -289,7 +289,11 @@ def voxels_of(
             with np.load(kept) as arrays:
                 return arrays["x"], arrays["y"]
     item, rng, total = dataset[k], np.random.default_rng([seed, *name.encode()]), config["voxels"]
-    maps = plain(item["image"]).float() if network is None else network.invariants(plain(item["image"])[None], item["q"])[0]
+    maps = (
+        plain(item["image"]).float()
+        if network is None
+        else network.invariants(plain(item["image"])[None], item["q"])[0]
+    )
     label, brain = (np.asarray(item[key])[0] > 0.5 for key in ("label", "brain_mask"))
     voxels = []
     for where, number in ((brain & label, total // 4), (brain & ~label, total - total // 4)):

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from eqdmri_monai.nn.forest import Forest
 from eqdmri_monai.nn.invariants import TensorInvariants
+from eqdmri_monai.nn.scale_space import blur_within
 
 
 class InvariantForest(nn.Module):
@@ -21,17 +22,21 @@ class InvariantForest(nn.Module):
     ----------
     trees, nodes : int
         As in `Forest`; none is a forest that is still to be grown.
+    smooth : float
+        Width in mm of a Gaussian that logits are blurred by within the brain: noise is a voxel's own, lesions are not.
     spacing : three floats
         Voxel sizes in mm that it is made for.
     """
 
     OUTSIDE = -20.0  # logit where there is no brain
 
-    def __init__(self, trees: int = 0, nodes: int = 1, *, spacing: Sequence[float] = (2.0, 2.0, 2.0)):
+    def __init__(
+        self, trees: int = 0, nodes: int = 1, *, smooth: float = 2.0, spacing: Sequence[float] = (2.0, 2.0, 2.0)
+    ):
         super().__init__()
         self.invariants = TensorInvariants(spacing)
         self.forest = Forest(trees, nodes)
-        self.irreps_out = o3.Irreps("1x0e")
+        self.irreps_out, self.smooth = o3.Irreps("1x0e"), smooth
 
     def forward(self, image: Tensor, q: Tensor) -> Tensor:
         """
@@ -56,4 +61,8 @@ class InvariantForest(nn.Module):
         brain = image.any(dim=1)
         logits = image.new_full(brain.shape, self.OUTSIDE)
         logits[brain] = self.forest(numbers[brain]).to(logits)
-        return logits[:, None]
+        logits, brain = logits[:, None], brain[:, None]
+        if self.smooth:
+            width = self.invariants.voxels(self.smooth)
+            logits = torch.where(brain, blur_within(logits, brain.to(logits), width), logits)
+        return logits

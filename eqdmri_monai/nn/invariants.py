@@ -131,7 +131,9 @@ class TensorInvariants(nn.Module):
             out[f"divergence {s}"] = sum(x.square() for x in divergence).sqrt()[:, None]
         return out
 
-    def against_white_matter(self, scaled: dict[str, Tensor], md: Tensor, fa: Tensor, brain: Tensor) -> dict[str, Tensor]:
+    def against_white_matter(
+        self, scaled: dict[str, Tensor], md: Tensor, fa: Tensor, brain: Tensor
+    ) -> dict[str, Tensor]:
         """Return maps against their means in what is white matter by its MD and FA around."""
         width = self.voxels(2.0)
         near_md, near_fa = blur_within(md, brain, width), blur_within(fa, brain, width)
