@@ -24,7 +24,7 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -34,6 +34,7 @@ import torch
 import yaml
 from monai.bundle import ConfigParser
 from monai.data import Dataset, MetaTensor
+from sklearn.base import clone
 from sklearn.linear_model import LogisticRegression
 from torch import nn
 
@@ -266,15 +267,52 @@ def grown(config: ConfigParser, out: Path, seed: int) -> nn.Module:
     if not file.exists():
         dataset = config.get_parsed_content("train#dataset")
         parts = [voxels_of(dataset, k, config, network, seed) for k in range(len(dataset))]
-        x, y = (np.concatenate(part) for part in zip(*parts, strict=True))
-        classifier = config.get_parsed_content("trees").fit(x, y)
+        forests = [fitted(config, parts)]
+        if network is not None:
+            forests.append(fitted(config, seen_twice(dataset, parts, config, network, seed)))
         with written_whole(file) as part:
-            part.write_bytes(pickle.dumps(classifier))
-    classifier = pickle.loads(file.read_bytes())
+            part.write_bytes(pickle.dumps(forests))
+    forests = pickle.loads(file.read_bytes())
     if network is None:
-        return Trees(classifier)
-    network.forest = Forest.of(classifier)
+        return Trees(*forests)
+    network.first, network.second = (Forest.of(forest) for forest in forests)
     return network
+
+
+def fitted(config: ConfigParser, parts: Sequence[tuple[np.ndarray, np.ndarray]]):
+    """Return a classifier of numbers (N, C) and labels (N,) of all parts."""
+    x, y = (np.concatenate(part) for part in zip(*parts, strict=True))
+    return clone(config.get_parsed_content("trees")).fit(x, y)
+
+
+@torch.no_grad()
+def seen_twice(dataset: Dataset, parts: list, config: ConfigParser, network: nn.Module, seed: int) -> list:
+    """Return voxels with what a first forest, grown on other heads as it will be in use, makes of their scans."""
+    heads = [Path(scan["image"]).name.split("_")[2] for scan in dataset.data]
+    rng, out = np.random.default_rng(seed), []
+    names = sorted(set(heads))
+    for group in (names[k :: config["groups"]] for k in range(config["groups"])):
+        others = [(x[::2], y[::2]) for (x, y), head in zip(parts, heads, strict=True) if head not in group]
+        forest = fitted(config, others)
+        ours = rng.permutation([k for k, head in enumerate(heads) if head in group])
+        for k in ours[: config["seen_twice"] // config["groups"]]:
+            item = dataset[k]
+            numbers = network.invariants(plain(item["image"])[None], item["q"])
+            label, brain = (torch.as_tensor(np.asarray(item[key])[:1]) > 0.5 for key in ("label", "brain_mask"))
+            inside = numbers[0].movedim(0, -1)[brain[0]]
+            logits = torch.zeros(brain.shape)
+            logits[brain] = torch.from_numpy(forest.decision_function(inside.numpy())).float()
+            context = network.context(logits[None], brain[None])[0].movedim(0, -1)[brain[0]]
+            x, y = torch.cat([inside, context], dim=1).numpy(), label[brain].numpy()
+            rows = drawn(y, config["voxels"], rng)
+            out.append((x[rows], y[rows]))
+    return out
+
+
+def drawn(y: np.ndarray, total: int, rng: np.random.Generator) -> np.ndarray:
+    """Return which voxels are drawn: a quarter of them lesion where there are as many."""
+    lesion, other = np.flatnonzero(y), np.flatnonzero(~y)
+    return np.concatenate([rng.permutation(lesion)[: total // 4], rng.permutation(other)[: total - total // 4]])
 
 
 @torch.no_grad()
@@ -288,19 +326,13 @@ def voxels_of(
         if kept.exists():
             with np.load(kept) as arrays:
                 return arrays["x"], arrays["y"]
-    item, rng, total = dataset[k], np.random.default_rng([seed, *name.encode()]), config["voxels"]
-    maps = (
-        plain(item["image"]).float()
-        if network is None
-        else network.invariants(plain(item["image"])[None], item["q"])[0]
-    )
+    item, rng = dataset[k], np.random.default_rng([seed, *name.encode()])
+    image = plain(item["image"])
+    maps = image.float() if network is None else network.invariants(image[None], item["q"])[0]
     label, brain = (np.asarray(item[key])[0] > 0.5 for key in ("label", "brain_mask"))
-    voxels = []
-    for where, number in ((brain & label, total // 4), (brain & ~label, total - total // 4)):
-        of_one = np.argwhere(where)
-        voxels.append(of_one[rng.permutation(len(of_one))[:number]])
-    voxels = tuple(np.concatenate(voxels).T)
-    x, y = np.moveaxis(maps.numpy(), 0, -1)[voxels], label[voxels]
+    x, y = np.moveaxis(maps.numpy(), 0, -1)[brain], label[brain]
+    rows = drawn(y, config["voxels"], rng)
+    x, y = x[rows], y[rows]
     if kept is not None:
         kept.parent.mkdir(exist_ok=True)
         with written_whole(kept) as part, part.open("wb") as file:

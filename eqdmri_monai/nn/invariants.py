@@ -78,7 +78,7 @@ class TensorInvariants(nn.Module):
         md, fa = mean_diffusivity(tensor)[:, None], fractional_anisotropy(tensor)[:, None].clamp(max=1) * brain
         scaled = {"b0": log_b0[:, None] / 0.3, "md": (md.clamp(0, 4) - 1.0) / 0.5, "fa": (fa - 0.3) / 0.2}
         scaled = {name: x * brain for name, x in scaled.items()}
-        values = _eigenvalues(tensor, brain).clamp(0, 4)
+        values = eigenvalues(tensor, brain).clamp(0, 4)
         out = {"largest": values[:, 2:], "smallest": values[:, :1]}
         isotropic = tensor.new_tensor([1, 0, 0, 1, 0, 1])[:, None, None, None]
         deviator = (tensor - md * isotropic) * brain
@@ -105,7 +105,7 @@ class TensorInvariants(nn.Module):
             first, second = gradient(filled, self.voxels(s))[:, 0], hessian(filled, self.voxels(s))[:, 0]
             square = first.square().sum(1, keepdim=True)
             out[f"gradient {s}"] = square.sqrt()
-            curvatures = _eigenvalues(second, brain)
+            curvatures = eigenvalues(second, brain)
             out |= {f"curvature {k} {s}": curvatures[:, k : k + 1] for k in range(3)}
             along = torch.einsum("bixyz,bxyzij,bjxyz->bxyz", first, symmetric_matrix(deviator), first)[:, None]
             out[f"gradient along {s}"] = along / ((square + 1e-4) * length)
@@ -151,7 +151,7 @@ class TensorInvariants(nn.Module):
         return out
 
 
-def _eigenvalues(x: Tensor, brain: Tensor) -> Tensor:
+def eigenvalues(x: Tensor, brain: Tensor) -> Tensor:
     """Return the eigenvalues (B, 3, X, Y, Z), the least first, of symmetric matrices (B, 6, X, Y, Z) in the brain."""
     matrix, inside = symmetric_matrix(x), brain[:, 0] > 0
     out = x.new_zeros(*matrix.shape[:-1])
