@@ -5,7 +5,7 @@ python scripts/springs.py --trajectories 100 300          # --epochs 3 is second
 `HLieConv` is a potential V(q; m, k) of a `LieResNet`, its kinetic energy |p|²/2m known; with SO(2) and centred
 positions it is invariant under rigid motions, so that linear and angular momentum are kept. It is compared with T(2),
 with a fully connected Hamiltonian network (HFC) and with a fully connected network of the motion itself (FC). A row for
-each model and number of trajectories goes to results/points/springs.csv, the errors to docs/points/springs.png.
+each model and number of trajectories goes to results/points/springs.csv, drifts and errors to docs/points/springs.png.
 Source: Finzi et al. 2020, section 6, appendix C.4, Figures 7 and 8 (384 channels, 4 blocks, 100 epochs at 1,000).
 """
 
@@ -30,7 +30,7 @@ STEP = 0.01  # s between states; leapfrog's step too: the stiffest springs have 
 TRUTH_STEP = 0.001  # s; RK4 drifts by 6e-4 of the energy in 5 s at 0.01
 LENGTH = 5.0  # s of a trajectory
 PIECE = 5  # states of a training example
-ROLLOUT = 100  # steps of the long test, 1 s
+ROLLOUT = 4, 10, 20, 50, 100  # steps after which errors are measured
 
 State = tuple[Tensor, Tensor]  # q and p, each (B, BODIES, 2)
 
@@ -196,13 +196,12 @@ def train(net: nn.Module, m: Tensor, k: Tensor, motion: State, epochs: int, seed
 
 @torch.no_grad()
 def score(net: nn.Module, m: Tensor, k: Tensor, motion: State) -> dict[str, str]:
-    """Return mean square errors over a piece and over a second, and how momenta drift over that second, in float64."""
+    """Return mean square errors after some times, and how far momenta have drifted after the last, in float64."""
     net.double()
     first = tuple(x[0] for x in motion)
-    result = {}
-    for name, steps in (("mse_piece", PIECE - 1), ("mse_second", ROLLOUT)):
-        found = net.motion(m, k, first, steps)
-        result[name] = f"{mean_square(found, tuple(x[1 : steps + 1] for x in motion)):.3g}"
+    found = net.motion(m, k, first, ROLLOUT[-1])
+    at = lambda steps: mean_square([x[steps - 1] for x in found], [x[steps] for x in motion])  # noqa: E731
+    result = {f"mse_{STEP * steps:.2f}s": f"{at(steps):.3g}" for steps in ROLLOUT}
     (linear, angular), (linear_0, angular_0) = momenta(found), momenta(first)
     result["linear_drift"] = f"{(linear - linear_0).abs().max():.1e}"
     result["angular_drift"] = f"{(angular - angular_0).abs().max():.1e}"
@@ -210,16 +209,30 @@ def score(net: nn.Module, m: Tensor, k: Tensor, motion: State) -> dict[str, str]
 
 
 def draw(rows: list[dict], path: Path) -> None:
-    """Draw errors by number of trajectories."""
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
-    for ax, (key, title) in zip(figure.subplots(1, 2), (("mse_piece", "0.04 s"), ("mse_second", "1 s")), strict=True):
-        for name in dict.fromkeys(row["model"] for row in rows):
-            points = sorted((int(r["trajectories"]), float(r[key])) for r in rows if r["model"] == name)
-            ax.loglog(*zip(*points, strict=True), "o-", label=name)
-        ax.set_xlabel("trajectories to learn from")
-        ax.set_ylabel("mean square error of the state")
-        ax.set_title(f"after {title}")
-        ax.legend()
+    """Draw drifts of momenta and errors along the motion of what saw the most, and errors by number of trajectories."""
+    figure = Figure(figsize=(12, 3.6), layout="constrained")
+    drifts, times, counts = figure.subplots(1, 3)
+    latest = {(row["model"], int(row["trajectories"])): row for row in rows}
+    models = list(dict.fromkeys(row["model"] for row in rows))
+    most = {name: latest[name, max(n for model, n in latest if model == name)] for name in models}
+    for k, kind in enumerate(("linear", "angular")):
+        values = [max(float(most[name][f"{kind}_drift"]), 1e-17) for name in models]
+        drifts.bar([i + 0.4 * k for i in range(len(models))], values, 0.4, label=f"{kind} momentum")
+    drifts.set_xticks([i + 0.2 for i in range(len(models))], models, fontsize=7)
+    drifts.set_yscale("log")
+    drifts.set_ylabel(f"largest drift in {STEP * ROLLOUT[-1]:.0f} s")
+    drifts.legend()
+    for name in models:
+        columns = [column for column in most[name] if column.startswith("mse_")]
+        errors = [float(most[name][column]) for column in columns]
+        times.loglog([float(c.removeprefix("mse_").removesuffix("s")) for c in columns], errors, "o-", label=name)
+        points = sorted((n, float(row[columns[-1]])) for (model, n), row in latest.items() if model == name)
+        counts.loglog(*zip(*points, strict=True), "o-", label=name)
+    times.set_xlabel("time, s")
+    times.set_ylabel("mean square error of the state")
+    counts.set_xlabel("trajectories to learn from")
+    counts.set_ylabel(f"mean square error after {STEP * ROLLOUT[-1]:.0f} s")
+    counts.legend()
     save_figure(path, figure)
 
 
