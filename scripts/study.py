@@ -26,6 +26,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import nibabel as nib
@@ -40,6 +41,7 @@ from torch import nn
 
 from eqdmri_monai.files.writing import written_whole
 from eqdmri_monai.metrics import calibration_error, ranking, scan_scores
+from eqdmri_monai.networks import InvariantForest
 from eqdmri_monai.nn.forest import Forest
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -169,7 +171,8 @@ def do(run: Run, rows: list[dict], folder: Path, results: Path, options: dict[st
     network.eval()
 
     choice = [predict(network, config, folder, row) for row in scans["validation"]]
-    calibrate, threshold = chosen(choice)
+    (scale, shift), threshold = chosen(choice)
+    calibrate = partial(calibrated, scale=scale, shift=shift)
     scored, seconds = [], []
     for row in scans[section]:
         start = time.monotonic()
@@ -193,7 +196,10 @@ def do(run: Run, rows: list[dict], folder: Path, results: Path, options: dict[st
         summary |= {"seconds_per_scan": round(float(np.mean(seconds)), 1)} | over_heads(scored)
         append(results / "runs.csv", summary)
     else:
-        (out / "summary.json").write_text(json.dumps(summary, indent=1))
+        (out / "summary.json").write_text(json.dumps(summary | {"scale": scale, "shift": shift}, indent=1))
+        if isinstance(network, InvariantForest):  # as it is used: calibrated
+            network.second.rescale(scale, shift)
+            torch.save(network.state_dict(), out / "model.pt")
 
 
 def files(row: dict, folder: Path) -> dict:
@@ -369,22 +375,22 @@ def log_odds(probability: np.ndarray) -> np.ndarray:
     return np.log(p / (1 - p))
 
 
-def chosen(choice: list[tuple[np.ndarray, ...]]):
+def calibrated(probability: np.ndarray, *, scale: float, shift: float) -> np.ndarray:
+    return 1 / (1 + np.exp(-(scale * log_odds(probability) + shift)))
+
+
+def chosen(choice: list[tuple[np.ndarray, ...]]) -> tuple[tuple[float, float], float]:
     """Return a calibration of probabilities (Platt's: two numbers) and the threshold of the best mean Dice."""
     x = np.concatenate([log_odds(p[b]) for p, _, b in choice])[:, None]
     y = np.concatenate([t[b] for _, t, b in choice])
     platt = LogisticRegression(C=1e6).fit(x, y)
     scale, shift = float(platt.coef_[0, 0]), float(platt.intercept_[0])
-
-    def calibrate(probability: np.ndarray) -> np.ndarray:
-        return 1 / (1 + np.exp(-(scale * log_odds(probability) + shift)))
-
     thresholds = np.linspace(0.02, 0.8, 40)
     dice = np.zeros(len(thresholds))
     for p, t, b in choice:
-        p = calibrate(p[b])
+        p = calibrated(p[b], scale=scale, shift=shift)
         dice += [2 * (t[b] & (p >= k)).sum() / max((p >= k).sum() + t[b].sum(), 1) for k in thresholds]
-    return calibrate, float(thresholds[dice.argmax()].round(3))
+    return (scale, shift), float(thresholds[dice.argmax()].round(3))
 
 
 def score(row: dict, prediction: tuple[np.ndarray, ...], folder: Path, calibrate, threshold: float) -> dict:

@@ -50,6 +50,11 @@ class Forest(nn.Module):
         forest.start.fill_(float(classifier._baseline_prediction.ravel()[0]))
         return forest
 
+    def rescale(self, scale: float, shift: float) -> None:
+        """Make its sums `scale` times what they were, plus `shift`: a calibration."""
+        self.value.mul_(scale)
+        self.start.mul_(scale).add_(shift)
+
     def forward(self, x: Tensor) -> Tensor:
         """
         Parameters

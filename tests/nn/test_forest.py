@@ -17,6 +17,8 @@ def test_it_decides_as_the_trees_that_it_is_made_of(tmp_path):
     again = Forest(*forest.value.shape)
     again.load_state_dict(forest.state_dict())
     torch.testing.assert_close(again(torch.from_numpy(x[:5])), forest(torch.from_numpy(x[:5])))
+    again.rescale(2.0, -1.0)
+    torch.testing.assert_close(again(torch.from_numpy(x[:5])), 2 * forest(torch.from_numpy(x[:5])) - 1)
 
 
 def test_no_voxels_and_no_trees():
