@@ -3,6 +3,7 @@
 import importlib.util
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -116,6 +117,28 @@ def test_forces_turn_along_with_a_molecule_and_add_up_to_nothing():
     assert found["force_change"] < 1e-10
     assert found["force_sum"] < 1e-10
     assert found["largest_force"] > 1e-2
+
+
+def test_molecules_are_read_and_unknown_elements_refused(tmp_path):
+    (tmp_path / "ml_qm7").mkdir()
+
+    def load(element):
+        texts = {
+            "qm7/1.xyz": f"2\ncharge = 0\n C 0.0 0.5 1.0\n {element} 1.0 0.0 -2.0\n",
+            "hof_qm7.txt": "1.xyz -7.5 -8.0\n",
+        }
+        with tarfile.open(tmp_path / "ml_qm7" / "qm7_xyz.tar.xz", "w:xz") as archive:
+            for name, text in texts.items():
+                (tmp_path / "text").write_text(text)
+                archive.add(tmp_path / "text", name)
+        return script("qm7").load(tmp_path)
+
+    kinds, places, energy = load("H")
+    assert kinds[0].argmax(0).tolist() == [1, 0]
+    assert places.tolist() == [[[0.0, 0.5, 1.0], [1.0, 0.0, -2.0]]]
+    assert energy.tolist() == [-7.5]
+    with pytest.raises(ValueError, match="element Zz is unknown; it must be one of H, C, N, O, S"):
+        load("Zz")
 
 
 @pytest.mark.slow
