@@ -167,7 +167,7 @@ def do(run: Run, rows: list[dict], folder: Path, results: Path, options: dict[st
     }  # fmt: skip
     if run.learning_rate != "own":
         options["learning_rate"] = run.learning_rate
-    network, config, costs = trained(run, options, out, len(scans["training"]))
+    network, config, costs = trained(run, options, out, [row["head"] for row in scans["training"]])
     network.eval()
 
     choice = [predict(network, config, folder, row) for row in scans["validation"]]
@@ -208,7 +208,7 @@ def files(row: dict, folder: Path) -> dict:
     return {"image": f"{stem}.nii", "label": f"{stem}_lesion.nii.gz", "brain_mask": f"{stem}_brain.nii.gz"}
 
 
-def trained(run: Run, options: dict[str, str], out: Path, scans: int) -> tuple[nn.Module, ConfigParser, dict]:
+def trained(run: Run, options: dict[str, str], out: Path, heads: list[str]) -> tuple[nn.Module, ConfigParser, dict]:
     """Return the trained network, its config, and what training took: seconds, and memory in GB at most.
 
     Of a training that was cut off and went on, the seconds are those of its last part.
@@ -221,10 +221,10 @@ def trained(run: Run, options: dict[str, str], out: Path, scans: int) -> tuple[n
     config.get_parsed_content("imports")
     done, start = out / "finished.json", time.monotonic()
     if "trees" in config:
-        network = grown(config, out, run.seed)
+        network = grown(config, out, heads, run.seed)
         usage = resource.getrusage(resource.RUSAGE_SELF)
     elif not done.exists():
-        epochs = math.ceil(run.steps / scans)
+        epochs = math.ceil(run.steps / len(heads))
         settings = options | {"output_dir": str(out.absolute()), "epochs": epochs, "save_interval": max(1, epochs // 8)}
         if begun := checkpoints(out):
             settings["resume"] = str(begun[-1].absolute())
@@ -266,8 +266,11 @@ class Trees(nn.Module):
         return torch.from_numpy(logits).reshape(1, 1, *image.shape[2:])
 
 
-def grown(config: ConfigParser, out: Path, seed: int) -> nn.Module:
-    """Return trees grown on voxels of the brains of all scans, as a network of a scan or of the numbers of boosting."""
+def grown(config: ConfigParser, out: Path, heads: list[str], seed: int) -> nn.Module:
+    """Return trees grown on voxels of the brains of all scans, as a network of a scan or of the numbers of boosting.
+
+    Heads are those of the scans, in their order.
+    """
     file = out / "trees.pkl"
     network = config.get_parsed_content("network_def")
     if not file.exists():
@@ -275,7 +278,7 @@ def grown(config: ConfigParser, out: Path, seed: int) -> nn.Module:
         parts = [voxels_of(dataset, k, config, network, seed) for k in range(len(dataset))]
         forests = [fitted(config, parts)]
         if network is not None:
-            forests.append(fitted(config, seen_twice(dataset, parts, config, network, seed)))
+            forests.append(fitted(config, seen_twice(dataset, parts, heads, config, network, seed)))
         with written_whole(file) as part:
             part.write_bytes(pickle.dumps(forests))
     forests = pickle.loads(file.read_bytes())
@@ -292,9 +295,10 @@ def fitted(config: ConfigParser, parts: Sequence[tuple[np.ndarray, np.ndarray]])
 
 
 @torch.no_grad()
-def seen_twice(dataset: Dataset, parts: list, config: ConfigParser, network: nn.Module, seed: int) -> list:
+def seen_twice(
+    dataset: Dataset, parts: list, heads: list[str], config: ConfigParser, network: nn.Module, seed: int
+) -> list:
     """Return voxels with what a first forest, grown on other heads as it will be in use, makes of their scans."""
-    heads = [Path(scan["image"]).name.split("_")[2] for scan in dataset.data]
     rng, out = np.random.default_rng(seed), []
     names = sorted(set(heads))
     for group in (names[k :: config["groups"]] for k in range(config["groups"])):

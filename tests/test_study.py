@@ -4,6 +4,7 @@ import csv
 import importlib.util
 import json
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -70,6 +71,7 @@ def lines(file: Path, contender: str) -> list[dict]:
     "contender",
     [
         "boosting",
+        "forest",
         *(pytest.param(name, marks=pytest.mark.slow) for name in ("pqnet", "pq_unet", "maps_unet", "sh_unet_turned")),
     ],
 )
@@ -91,6 +93,22 @@ def test_a_run_is_scored_on_the_head_left_out_and_not_done_again(study, folder, 
     assert healthy["average_precision"] == "nan"
     study.main()
     assert capsys.readouterr().out == ""
+
+
+def test_weights_to_ship_are_trained_on_all_heads_and_calibrated(study, folder, monkeypatch):
+    plan = folder / "plan.yaml"
+    plan.write_text("- { question: 1, contenders: [forest], data: [both], seeds: [0] }\n")
+    words = ["--plan", plan, "--results", folder / "shipped", "--steps", "0", "--left_out", "none"]
+    monkeypatch.setattr(sys, "argv", ["study.py", str(folder), *map(str, words)])
+    study.main()
+    (run,) = (folder / "runs").glob("forest_both_none_*")
+    summary, weights = json.loads((run / "summary.json").read_text()), torch.load(run / "model.pt")
+    assert summary["scans"] == 3
+    first, second = (weights[f"{name}.start"] for name in ("first", "second"))
+    expected = summary["scale"] * study.pickle.loads((run / "trees.pkl").read_bytes())[1]._baseline_prediction.item()
+    assert float(second) == pytest.approx(expected + summary["shift"], rel=1e-5)
+    assert first.isfinite()
+    assert not (folder / "shipped" / "runs.csv").exists()
 
 
 def test_a_plan_gives_each_run_once(study, tmp_path):
@@ -137,7 +155,8 @@ def test_a_calibrated_map_has_the_lesions_it_says(study):
     truth = rng.uniform(0, 1, (40, 40, 10)) < 0.1
     said = 1 / (1 + np.exp(-(3 * truth + rng.normal(0, 1, truth.shape) + 2)))  # far too sure of lesion
     brain = np.ones(truth.shape, bool)
-    calibrate, threshold = study.chosen([(said, truth, brain)])
+    (scale, shift), threshold = study.chosen([(said, truth, brain)])
+    calibrate = partial(study.calibrated, scale=scale, shift=shift)
     assert calibrate(said).mean() == pytest.approx(truth.mean(), rel=0.02)
     assert study.calibration_error(calibrate(said)[brain], truth[brain]) < 0.01
     assert 0.1 < threshold < 0.8
