@@ -83,7 +83,7 @@ def unbroken(train, options, tmp_path_factory) -> tuple[Path, float]:
 
 def models(folder: Path) -> dict[str, dict]:
     """Read whatever a run keeps; each file must be whole, but for those that have no name yet."""
-    files = {path.name: path for path in folder.glob("models/*") if not path.name.startswith(".part-")}
+    files = {path.name: path for path in folder.glob("models/[!.]*")}
     assert files.keys() <= {"checkpoint.pt", "model.pt"}
     return {name: read_state(path) for name, path in files.items()}
 
@@ -120,7 +120,7 @@ def killed_and_resumed(train, unbroken, folder: Path, kills: int, seed: int) -> 
                 epochs = steps // STEPS
         assert epochs == EPOCHS
         same(whole, run)
-        assert {path.name for path in run.glob("models/*")} == {"checkpoint.pt", "model.pt"}
+        assert {path.name for path in run.glob("models/[!.]*")} == {"checkpoint.pt", "model.pt"}
 
 
 def test_six_kills(train, unbroken, tmp_path):

@@ -1,7 +1,10 @@
 """Checkpoints of a training: written whole, and read only where a training can go on from them."""
 
+import errno
+import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TextIO
 
 import ignite.distributed as idist
 import torch
@@ -27,6 +30,41 @@ def save_whole(state: Mapping[str, object], path: str | Path) -> None:
     except (OSError, RuntimeError) as e:  # torch raises RuntimeError when the disk is full
         reason = getattr(e, "strerror", None) or "is the disk full?"
         raise ValueError(f"{path}: cannot be written ({reason}); make room and go on with --resume auto") from None
+
+
+def hold_folder(folder: str | Path) -> TextIO | None:
+    """Hold the folder of a training, so that no other process trains in it at the same time.
+
+    Parameters
+    ----------
+    folder : path
+
+    Returns
+    -------
+    file
+        The folder is held until it is closed, or the process ends in whatever way. None on systems and disks without
+        locks, where nothing is held.
+
+    Raises
+    ------
+    ValueError
+        When another process holds it.
+    """
+    if os.name != "posix":
+        return None
+    import fcntl
+
+    file = (Path(folder) / ".lock").open("w")
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not inherited by forks, which may outlive a killed process
+    except OSError as e:
+        file.close()
+        if e.errno in (errno.EAGAIN, errno.EACCES):
+            raise ValueError(
+                f"{folder}: another process is training there; wait until it ends, or choose another --output_dir"
+            ) from None
+        return None
+    return file
 
 
 def checkpoint_to_resume(

@@ -1,10 +1,13 @@
+import multiprocessing
+import os
 import resource
+import signal
 
 import pytest
 import torch
 from torch import nn
 
-from eqdmri_monai.files.checkpoints import checkpoint_to_resume, save_whole
+from eqdmri_monai.files.checkpoints import checkpoint_to_resume, hold_folder, save_whole
 
 
 def state(network: nn.Module, epochs: int = 3) -> dict:
@@ -107,3 +110,32 @@ def test_a_full_disk_keeps_the_file_before(tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert torch.load(path)["a"].shape == (2,)
     assert [p.name for p in tmp_path.iterdir()] == ["checkpoint.pt"]
+
+
+def hold(folder, answers):
+    try:
+        file = hold_folder(folder)
+        answers.put("held")
+        signal.pause()
+        file.close()
+    except ValueError as e:
+        answers.put(str(e))
+
+
+def test_two_trainings_do_not_share_a_folder_and_a_killed_one_gives_it_free(tmp_path):
+    context = multiprocessing.get_context("fork")
+    answers = context.Queue()
+    for _ in range(2):  # the second time after a kill
+        first, second = (context.Process(target=hold, args=(tmp_path, answers)) for _ in range(2))
+        first.start()
+        assert answers.get(timeout=60) == "held"
+        second.start()
+        assert answers.get(timeout=60) == (
+            f"{tmp_path}: another process is training there; wait until it ends, or choose another --output_dir"
+        )
+        second.join()
+        os.kill(first.pid, signal.SIGKILL)
+        first.join()
+    file = hold_folder(tmp_path)
+    assert file is not None
+    file.close()
