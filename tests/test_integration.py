@@ -5,11 +5,13 @@ The sequences of calls are those of MONAI Label 0.8.5 (`BundleInferTask`) and MO
 """
 
 import json
+import os
 import shutil
 import site
 import subprocess
 import sys
 import warnings
+import zipfile
 from pathlib import Path
 
 import nibabel as nib
@@ -235,6 +237,7 @@ def alone(*command: str, cwd: Path) -> subprocess.CompletedProcess:
     packages = [p for p in (*site.getsitepackages(), *sys.path) if p.endswith("site-packages")]
     nowhere = dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), "http://127.0.0.1:9")
     environment = {"PATH": "/usr/bin:/bin", "PYTHONPATH": ":".join(packages), "HOME": str(cwd), **nowhere}
+    environment |= {name: value for name, value in os.environ.items() if name.endswith("_NUM_THREADS")}
     # -S: no .pth files, and so no editable install
     return subprocess.run(
         [sys.executable, "-S", *command], cwd=cwd, env=environment, capture_output=True, text=True, check=False
@@ -284,12 +287,50 @@ def test_the_zoos_checks_pass_in_the_directory(directory, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_wheel_holds_the_templates(tmp_path):
-    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(tmp_path), str(ROOT)]
-    subprocess.run(command, check=True)
-    (wheel,) = tmp_path.glob("*.whl")
-    names = subprocess.run(
-        [sys.executable, "-m", "zipfile", "-l", str(wheel)], capture_output=True, text=True, check=True
+def test_the_zip_runs_wherever_it_is_unpacked(directory, tmp_path):
+    with zipfile.ZipFile(directory.with_suffix(".zip")) as archive:
+        archive.extractall(tmp_path / "a b")
+    (bundle,) = (tmp_path / "a b").iterdir()
+    scan = ["--dwi", "verify/scan.nii.gz", "--output_dir", str(tmp_path / "out"), "--device", "cpu"]
+    done = alone("-m", "monai.bundle", "run", "--args_file", "inference.yaml", *scan, cwd=bundle)
+    assert done.returncode == 0, done.stderr
+    found, stored = (
+        nib.load(path) for path in (tmp_path / "out" / "scan_lesion.nii.gz", bundle / "verify" / "mask.nii.gz")
     )
-    for name in ("eqdmri_monai/report/page.html", "eqdmri_monai/report/index.html", "eqdmri_monai/files/dicom.py"):
-        assert name in names.stdout
+    assert np.asarray(stored.dataobj).any()
+    np.testing.assert_array_equal(np.asarray(found.dataobj), np.asarray(stored.dataobj))
+
+
+INSTALLED = """
+import sys, torch, eqdmri_monai
+from importlib import resources
+from eqdmri_monai.networks import PQNet
+from eqdmri_monai.simulate import single_shell
+import eqdmri_monai.workflow, eqdmri_monai.files.dicom, eqdmri_monai.report
+assert eqdmri_monai.__file__.startswith(sys.argv[1]), eqdmri_monai.__file__
+for name in ("page.html", "index.html"):
+    assert resources.files("eqdmri_monai.report").joinpath(name).read_text(encoding="utf-8")
+net = PQNet(("2x0e+1x1e",), ("2x0e+1x1e",), kernel_size=3)
+print(tuple(net(torch.rand(1, 7, 6, 6, 6), torch.nn.functional.normalize(torch.randn(7, 3), dim=1)).shape))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["wheel", "sdist"])
+def test_what_is_built_installs_and_runs_from_another_folder(tmp_path, form):
+    """Without network: with the setuptools that is here."""
+    source, built, target = tmp_path / "source", tmp_path / "built", tmp_path / "target"
+    shutil.copytree(ROOT / "eqdmri_monai", source / "eqdmri_monai", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    built.mkdir()
+    code = f"from setuptools import build_meta; build_meta.build_{form}({str(built)!r})"
+    subprocess.run([sys.executable, "-c", code], cwd=source, check=True, capture_output=True)
+    (package,) = built.iterdir()
+    install = ["install", "--quiet", "--no-deps", "--no-build-isolation", "--no-index", "--target", str(target)]
+    subprocess.run([sys.executable, "-m", "pip", *install, str(package)], check=True)
+    done = alone(
+        "-W", "ignore", "-c", f"import sys; sys.path.insert(0, {str(target)!r})\n{INSTALLED}", str(target), cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "(1, 1, 6, 6, 6)"
