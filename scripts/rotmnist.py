@@ -113,9 +113,9 @@ def run(name: str, group: Group, data: Path, options: argparse.Namespace) -> dic
 def draw(table: Path, path: Path) -> None:
     """Draw the errors of all rows of the table, beside the paper's."""
     rows = read_rows(table)
-    figure = Figure(figsize=(8, 4), layout="constrained")
-    axes = figure.subplots(1, 2)
-    for ax, kind in zip(axes, ("turned", "upright"), strict=True):
+    kinds = sorted({row["trained"] for row in rows})
+    figure = Figure(figsize=(4.5 * len(kinds), 4), layout="constrained")
+    for ax, kind in zip(figure.subplots(1, len(kinds), squeeze=False)[0], kinds, strict=True):
         chosen = {row["group"]: row for row in rows if row["trained"] == kind}  # the latest of each group
         names = [name for name in GROUPS if name in chosen]
         places = np.arange(len(names))
@@ -123,8 +123,6 @@ def draw(table: Path, path: Path) -> None:
             ax.bar(places + 0.27 * k, [float(chosen[n][key]) for n in names], 0.27, label=label)
         if kind == "turned":
             ax.bar(places + 0.54, [PAPER[n] for n in names], 0.27, label="paper, 500 epochs", color="grey")
-        else:
-            ax.set_yscale("log")
         ax.set_xticks(places + 0.27, names)
         ax.set_ylabel("error, %")
         ax.set_title(f"trained on {kind} digits")
