@@ -108,12 +108,17 @@ def markdown(header: list[str], rows: list[list[str]]) -> str:
 
 def name_of(key: tuple) -> str:
     contender, data, steps, rate, cohort = key
-    trained = "" if contender == "boosting" else f", {steps} steps" + ("" if rate == "own" else f", rate {rate}")
+    trained = "" if contender in ("boosting", "forest") else f", {steps} steps" + ("" if rate == "own" else f", rate {rate}")
     return f"{contender}, {data}{trained}, {cohort}"
 
 
 def show(value: float, digits: int = 3) -> str:
     return "–" if math.isnan(value) else f"{value:.{digits}f}"
+
+
+def complete(scans: list[dict]) -> dict[tuple, list[dict]]:
+    """Return lines of what was scored on all heads: means over others would not compare."""
+    return {key: lines for key, lines in grouped(scans).items() if {line["head"] for line in lines} >= set(HEADS)}
 
 
 def table_of_heads(scans: list[dict]) -> str:
@@ -122,12 +127,13 @@ def table_of_heads(scans: list[dict]) -> str:
         heads = by_head(lines, number("average_precision"))
         mean, half = mean_and_interval(heads.values())
         seeds = len({line["seed"] for line in lines})
+        whole = key in complete(scans)
         rows.append(
             [
                 name_of(key),
                 str(seeds),
                 *(show(heads.get(head, math.nan)) for head in HEADS),
-                f"{show(mean)} ± {show(half)}",
+                f"{show(mean)} ± {show(half)}" if whole else "–",
             ]
         )
     return markdown(["contender, data, cohort", "seeds", *HEADS, "mean"], rows)
@@ -136,7 +142,7 @@ def table_of_heads(scans: list[dict]) -> str:
 def table_of_scores(runs: list[dict], scans: list[dict]) -> str:
     training = grouped(runs)
     rows = []
-    for key, lines in grouped(scans).items():
+    for key, lines in complete(scans).items():
         cells = [name_of(key)]
         for column in ("auc", "dice", "lesion_sensitivity", "lesion_precision", "calibration_error"):
             cells.append(show(mean_and_interval(by_head(lines, number(column)).values())[0]))
@@ -152,7 +158,7 @@ def table_of_scores(runs: list[dict], scans: list[dict]) -> str:
 
 def table_of_classes(scans: list[dict]) -> str:
     rows = []
-    for key, lines in grouped(scans).items():
+    for key, lines in complete(scans).items():
         cells = [name_of(key)]
         for name in ("faint", "medium", "strong"):
             cells.append(show(mean_and_interval(by_head(lines, number(f"average_precision_{name}")).values())[0]))
@@ -169,7 +175,7 @@ def table_of_classes(scans: list[dict]) -> str:
 
 def table_of_turns(scans: list[dict]) -> str:
     rows = []
-    for key, lines in grouped(scans).items():
+    for key, lines in complete(scans).items():
         cells = [name_of(key)]
         for head, first in FIRST_VIEWS.items():
             ours = [line for line in lines if line["head"] == head]
@@ -182,7 +188,7 @@ def table_of_turns(scans: list[dict]) -> str:
 
 def figure_of_heads(scans: list[dict], file: Path) -> None:
     """Draw average precision: a point for each head, a bar for the mean over heads."""
-    groups = grouped(scans)
+    groups = complete(scans)
     figure, axes = plt.subplots(figsize=(9, 2 + 0.35 * len(groups)), layout="constrained")
     for k, lines in enumerate(groups.values()):
         heads = by_head(lines, number("average_precision"))
