@@ -1,6 +1,6 @@
-"""Tables and figures of the study, out of results/study: writes docs/study/*.png and the tables in docs/study.md.
+"""Tables and figures of the study, out of results/study: writes docs/study/*.png and the tables of docs/study.md.
 
-The page's tables stand between two comments, and are replaced; what is written around them stays. Means are over heads,
+Tables stand between two comments, here and in README and model card, and are replaced; what is written around them stays. Means are over heads,
 each head counting once; intervals are of 95 % over heads, by Student's t.
 """
 
@@ -28,13 +28,14 @@ TURNED = ("SAG30", "ALL20", "ax_ALL20", "sag_ALL20")  # the same lesions in the 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--results", type=Path, default=ROOT / "results" / "study")
-    parser.add_argument("--page", type=Path, default=ROOT / "docs" / "study.md")
+    parser.add_argument("--root", type=Path, default=ROOT, help="of the project whose pages are written")
     options = parser.parse_args()
     runs, scans = (read(options.results / f"{name}.csv") for name in ("runs", "scans"))
-    page = options.page.read_text()
-    before, after = page.split(BEGIN)[0], page.split(END)[1]
-    options.page.write_text(f"{before}{BEGIN}\n\n{tables(runs, scans)}\n{END}{after}")
-    figures = options.page.with_suffix("")
+    for page, tables_of in PAGES.items():
+        file = options.root / page
+        before, after = file.read_text().split(BEGIN)[0], file.read_text().split(END)[1]
+        file.write_text(f"{before}{BEGIN}\n\n{tables_of(runs, scans)}\n{END}{after}")
+    figures = options.root / "docs" / "study"
     figures.mkdir(exist_ok=True)
     if scans:
         figure_of_heads(scans, figures / "heads.png")
@@ -203,6 +204,24 @@ def figure_of_heads(scans: list[dict], file: Path) -> None:
     figure.savefig(file, dpi=110)
     plt.close(figure)
 
+
+def summary(runs: list[dict], scans: list[dict]) -> str:
+    """Return what README and model card show: what was scored on all heads, in one table."""
+    rows = []
+    for key, lines in complete(scans).items():
+        heads = by_head(lines, number("average_precision"))
+        mean, half = mean_and_interval(heads.values())
+        cells = [name_of(key), *(show(heads[head], 2) for head in HEADS), f"{show(mean, 2)} ± {show(half, 2)}"]
+        for column in ("dice", "calibration_error"):
+            cells.append(show(mean_and_interval(by_head(lines, number(column)).values())[0], 3))
+        cells.append(show(mean_and_interval(by_head(lines, number("predicted_ml"), "healthy").values())[0], 1))
+        rows.append(cells)
+    header = ["contender, data, cohort", *HEADS, "average precision", "Dice", "calibration error", "ml in healthy heads"]
+    return markdown(header, rows)
+
+
+# where tables stand between the two comments
+PAGES = {"docs/study.md": tables, "README.md": summary, "bundle/docs/README.md": summary}
 
 if __name__ == "__main__":
     main()

@@ -48,9 +48,10 @@ def scans():
 
 def test_a_head_counts_once(report, scans, monkeypatch):
     assert "| – | – | 0.300 | 0.500 | 0.500 | – | – |" in report.table_of_heads(scans)  # no mean over some heads
-    assert report.table_of_scores([], scans) == ""
+    assert report.table_of_scores([], scans) == report.summary([], scans) == ""
     monkeypatch.setattr(report, "HEADS", ("elition", "siemens", "toshiba"))
     assert "| 0.300 | 0.500 | 0.500 | 0.433 ± 0.287 |" in report.table_of_heads(scans)  # t(2) · 0.1155 / √3
+    assert "| 0.30 | 0.50 | 0.50 | 0.43 ± 0.29 | 0.300 | 0.010 | 2.5 |" in report.summary([], scans)
     assert "| 0.600 | 0.400 |" in report.table_of_turns(scans)
     assert "| 2.5 |" in report.table_of_scores([], scans)
 
@@ -65,11 +66,12 @@ def test_a_figure_is_drawn(report, scans, tmp_path, monkeypatch):
     assert (tmp_path / "heads.png").stat().st_size > 1000
 
 
-def test_the_pages_tables_are_those_of_the_csv_files(report):
-    page = (ROOT / "docs" / "study.md").read_text()
+@pytest.mark.parametrize("name", ["docs/study.md", "README.md", "bundle/docs/README.md"])
+def test_the_pages_tables_are_those_of_the_csv_files(report, name):
+    page = (ROOT / name).read_text()
     runs, scans = (report.read(ROOT / "results" / "study" / f"{name}.csv") for name in ("runs", "scans"))
     shown = page.split(report.BEGIN)[1].split(report.END)[0].strip()
-    assert shown == report.tables(runs, scans).strip()
+    assert shown == report.PAGES[name](runs, scans).strip()
 
 
 def test_each_finished_run_has_one_line():
