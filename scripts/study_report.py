@@ -1,7 +1,7 @@
 """Tables and figures of the study, out of results/study: writes docs/study/*.png and the tables of docs/study.md.
 
-Tables stand between two comments, here and in README and model card, and are replaced; what is written around them stays. Means are over heads,
-each head counting once; intervals are of 95 % over heads, by Student's t.
+Tables stand between two comments, here and in README and model card, and are replaced; what is written around them
+stays. Means are over heads, each head counting once; intervals are of 95 % over heads, by Student's t.
 """
 
 import argparse
@@ -109,7 +109,9 @@ def markdown(header: list[str], rows: list[list[str]]) -> str:
 
 def name_of(key: tuple) -> str:
     contender, data, steps, rate, cohort = key
-    trained = "" if contender in ("boosting", "forest") else f", {steps} steps" + ("" if rate == "own" else f", rate {rate}")
+    trained = (
+        "" if contender in ("boosting", "forest") else f", {steps} steps" + ("" if rate == "own" else f", rate {rate}")
+    )
     return f"{contender}, {data}{trained}, {cohort}"
 
 
@@ -216,7 +218,14 @@ def summary(runs: list[dict], scans: list[dict]) -> str:
             cells.append(show(mean_and_interval(by_head(lines, number(column)).values())[0], 3))
         cells.append(show(mean_and_interval(by_head(lines, number("predicted_ml"), "healthy").values())[0], 1))
         rows.append(cells)
-    header = ["contender, data, cohort", *HEADS, "average precision", "Dice", "calibration error", "ml in healthy heads"]
+    header = [
+        "contender, data, cohort",
+        *HEADS,
+        "average precision",
+        "Dice",
+        "calibration error",
+        "ml in healthy heads",
+    ]
     return markdown(header, rows)
 
 

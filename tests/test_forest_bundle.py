@@ -1,4 +1,4 @@
-"""Lesion maps by trees as a user gets them: the bundle's config over inference.yaml and evaluate.yaml, and its own command."""
+"""Lesion maps by trees as a user gets them: the bundle's config over inference.yaml and evaluate.yaml."""
 
 import csv
 import json

@@ -1,0 +1,35 @@
+"""Tables of tensors: right on a few lines, and those on the page are those of the CSV files."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def report():
+    spec = importlib.util.spec_from_file_location("tensor_report", ROOT / "scripts" / "tensor_report.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_a_head_counts_once_and_some_heads_have_no_mean(report):
+    rows = [
+        {"contender": contender, "head": head} | dict.fromkeys(report.SCORES, value)
+        for contender, head, value in (
+            ("wls", "elition", "1"), ("wls", "elition", "3"), ("wls", "canon", "4"), ("net", "canon", "5")
+        )
+    ]  # fmt: skip
+    scores = report.table_of_scores(rows, ("elition", "canon"))
+    assert "| wls | 3.0 | 3.000 |" in scores
+    assert "net" not in scores
+    assert report.table_of_heads(rows, "angle").endswith("| wls | 2.0 | 4.0 |\n| net | – | 5.0 |\n")
+
+
+def test_the_pages_tables_are_those_of_the_csv_files(report):
+    page = (ROOT / "docs" / "tensors.md").read_text()
+    shown = page.split(report.BEGIN)[1].split(report.END)[0].strip()
+    assert shown == report.tables(ROOT / "results" / "tensors").strip()
