@@ -22,6 +22,15 @@ ROOT = Path(__file__).resolve().parents[1]
 BEGIN, END = "<!-- tables: written by scripts/study_report.py -->", "<!-- end of tables -->"
 HEADS = ("bangalore", "vanderbilt", "elition", "siemens", "toshiba", "canon")
 FIRST_VIEWS = {"toshiba": "dwi_toshiba12_rotated/ortho", "canon": "dwi_canon12_rotated/ax_ortho"}
+FILES = ("runs", "scans", "schemes")
+SCHEMES = {
+    "6": "6",
+    "10": "10",
+    "12": "12",
+    "15": "15",
+    "signs": "all, signs changed",
+    "shuffled": "all, in another order",
+}
 TURNED = ("SAG30", "ALL20", "ax_ALL20", "sag_ALL20")  # the same lesions in the same head, the field of view turned
 
 
@@ -30,11 +39,12 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=ROOT / "results" / "study")
     parser.add_argument("--root", type=Path, default=ROOT, help="of the project whose pages are written")
     options = parser.parse_args()
-    runs, scans = (read(options.results / f"{name}.csv") for name in ("runs", "scans"))
+    results = [read(options.results / f"{name}.csv") for name in FILES]
+    scans = results[1]
     for page, tables_of in PAGES.items():
         file = options.root / page
         before, after = file.read_text().split(BEGIN)[0], file.read_text().split(END)[1]
-        file.write_text(f"{before}{BEGIN}\n\n{tables_of(runs, scans)}\n{END}{after}")
+        file.write_text(f"{before}{BEGIN}\n\n{tables_of(*results)}\n{END}{after}")
     figures = options.root / "docs" / "study"
     figures.mkdir(exist_ok=True)
     if scans:
@@ -49,7 +59,7 @@ def read(file: Path) -> list[dict]:
         return list(csv.DictReader(lines))
 
 
-def tables(runs: list[dict], scans: list[dict]) -> str:
+def tables(runs: list[dict], scans: list[dict], schemes: list[dict]) -> str:
     """Return the page's tables."""
     if not runs:
         return "No run is finished yet.\n"
@@ -62,6 +72,7 @@ def tables(runs: list[dict], scans: list[dict]) -> str:
             "The same heads turned: average precision in the first field of view and in the turned ones",
             table_of_turns(scans),
         ),
+        ("The same lesions seen by fewer directions, means over heads: average precision", table_of_schemes(schemes)),
     ):
         if table:
             parts.append(f"**{title}**\n\n{table}")
@@ -189,6 +200,14 @@ def table_of_turns(scans: list[dict]) -> str:
     return markdown(["contender, data, cohort", *(f"{h} {w}" for h in FIRST_VIEWS for w in ("first", "turned"))], rows)
 
 
+def table_of_schemes(scans: list[dict]) -> str:
+    rows = []
+    for key, lines in complete(scans).items():
+        means = [by_head([x for x in lines if x["scheme"] == s], number("average_precision")).values() for s in SCHEMES]
+        rows.append([name_of(key), *(show(mean_and_interval(values)[0]) for values in means)])
+    return markdown(["contender, data, cohort", *SCHEMES.values()], rows)
+
+
 def figure_of_heads(scans: list[dict], file: Path) -> None:
     """Draw average precision: a point for each head, a bar for the mean over heads."""
     groups = complete(scans)
@@ -207,7 +226,7 @@ def figure_of_heads(scans: list[dict], file: Path) -> None:
     plt.close(figure)
 
 
-def summary(runs: list[dict], scans: list[dict]) -> str:
+def summary(runs: list[dict], scans: list[dict], schemes: list[dict]) -> str:
     """Return what README and model card show: what was scored on all heads, in one table."""
     rows = []
     for key, lines in complete(scans).items():

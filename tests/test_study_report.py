@@ -48,16 +48,18 @@ def scans():
 
 def test_a_head_counts_once(report, scans, monkeypatch):
     assert "| – | – | 0.300 | 0.500 | 0.500 | – | – |" in report.table_of_heads(scans)  # no mean over some heads
-    assert report.table_of_scores([], scans) == report.summary([], scans) == ""
+    assert report.table_of_scores([], scans) == report.summary([], scans, []) == ""
     monkeypatch.setattr(report, "HEADS", ("elition", "siemens", "toshiba"))
     assert "| 0.300 | 0.500 | 0.500 | 0.433 ± 0.287 |" in report.table_of_heads(scans)  # t(2) · 0.1155 / √3
-    assert "| 0.30 | 0.50 | 0.50 | 0.43 ± 0.29 | 0.300 | 0.010 | 2.5 |" in report.summary([], scans)
+    assert "| 0.30 | 0.50 | 0.50 | 0.43 ± 0.29 | 0.300 | 0.010 | 2.5 |" in report.summary([], scans, [])
     assert "| 0.600 | 0.400 |" in report.table_of_turns(scans)
+    schemes = [row | {"scheme": scheme} for row in scans for scheme in ("6", "signs")]
+    assert "| 0.433 | – | – | – | 0.433 | – |" in report.table_of_schemes(schemes)
     assert "| 2.5 |" in report.table_of_scores([], scans)
 
 
 def test_no_lines_give_no_tables(report):
-    assert report.tables([], []) == "No run is finished yet.\n"
+    assert report.tables([], [], []) == "No run is finished yet.\n"
 
 
 def test_a_figure_is_drawn(report, scans, tmp_path, monkeypatch):
@@ -69,9 +71,9 @@ def test_a_figure_is_drawn(report, scans, tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", ["docs/study.md", "README.md", "bundle/docs/README.md"])
 def test_the_pages_tables_are_those_of_the_csv_files(report, name):
     page = (ROOT / name).read_text()
-    runs, scans = (report.read(ROOT / "results" / "study" / f"{name}.csv") for name in ("runs", "scans"))
+    results = [report.read(ROOT / "results" / "study" / f"{name}.csv") for name in report.FILES]
     shown = page.split(report.BEGIN)[1].split(report.END)[0].strip()
-    assert shown == report.PAGES[name](runs, scans).strip()
+    assert shown == report.PAGES[name](*results).strip()
 
 
 def test_each_finished_run_has_one_line():
