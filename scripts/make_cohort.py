@@ -20,10 +20,11 @@ from dipy.segment.mask import median_otsu
 from eqdmri_monai.files.nifti import write_nifti
 from eqdmri_monai.files.tables import read_table, write_fsl
 from eqdmri_monai.files.writing import output_folder, written_whole
-from eqdmri_monai.gradients import GradientTable, spread_subset
+from eqdmri_monai.gradients import GradientTable
 from eqdmri_monai.simulate.cohort import Scan, draw_lesions, implanted, simulated
 from eqdmri_monai.simulate.head import Head, fit_head
 from eqdmri_monai.simulate.shapes import ms_shapes, stroke_shapes
+from eqdmri_monai.tensors import q_squares
 
 # head: scanner, and its fields of view; those in one tuple share a world, and get the same lesions
 HEADS = {
@@ -161,9 +162,11 @@ def other_scheme(scan: Scan, scheme: str) -> Scan:
         return scan
     volumes, table = torch.arange(len(scan.table)), scan.table
     if scheme.isdigit():
-        weighted = (~table.b0_mask).nonzero().flatten()
-        kept = spread_subset(table.q[weighted], min(int(scheme), len(weighted)))
-        volumes = torch.cat([table.b0_mask.nonzero().flatten(), weighted[kept]])
+        weighted, rng = (~table.b0_mask).nonzero().flatten(), np.random.default_rng(0)
+        count, squares = min(int(scheme), len(weighted)), q_squares(table.bvecs[weighted]).numpy()
+        choices = [rng.permutation(len(weighted))[:count] for _ in range(100)]
+        best = min(choices, key=lambda choice: np.linalg.cond(squares[choice]))  # the farthest ones may lie on a cone
+        volumes = torch.cat([table.b0_mask.nonzero().flatten(), weighted[torch.from_numpy(np.sort(best))]])
     elif scheme == "shuffled":
         volumes = torch.from_numpy(np.random.default_rng(0).permutation(len(table)))
     elif scheme == "signs":

@@ -72,7 +72,7 @@ def tables(runs: list[dict], scans: list[dict], schemes: list[dict]) -> str:
             "The same heads turned: average precision in the first field of view and in the turned ones",
             table_of_turns(scans),
         ),
-        ("The same lesions seen by fewer directions, means over heads: average precision", table_of_schemes(schemes)),
+        ("One set of lesions seen by fewer directions: average precision", table_of_schemes(schemes)),
     ):
         if table:
             parts.append(f"**{title}**\n\n{table}")
@@ -202,10 +202,13 @@ def table_of_turns(scans: list[dict]) -> str:
 
 def table_of_schemes(scans: list[dict]) -> str:
     rows = []
-    for key, lines in complete(scans).items():
-        means = [by_head([x for x in lines if x["scheme"] == s], number("average_precision")).values() for s in SCHEMES]
-        rows.append([name_of(key), *(show(mean_and_interval(values)[0]) for values in means)])
-    return markdown(["contender, data, cohort", *SCHEMES.values()], rows)
+    for key, lines in grouped(scans).items():
+        schemes = [by_head([x for x in lines if x["scheme"] == s], number("average_precision")) for s in SCHEMES]
+        for head in HEADS:
+            if any(head in of_heads for of_heads in schemes):
+                cells = (show(of_heads.get(head, math.nan)) for of_heads in schemes)
+                rows.append([name_of(key), head, *cells])
+    return markdown(["contender, data, cohort", "head", *SCHEMES.values()], rows)
 
 
 def figure_of_heads(scans: list[dict], file: Path) -> None:

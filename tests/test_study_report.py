@@ -54,7 +54,7 @@ def test_a_head_counts_once(report, scans, monkeypatch):
     assert "| 0.30 | 0.50 | 0.50 | 0.43 ± 0.29 | 0.300 | 0.010 | 2.5 |" in report.summary([], scans, [])
     assert "| 0.600 | 0.400 |" in report.table_of_turns(scans)
     schemes = [row | {"scheme": scheme} for row in scans for scheme in ("6", "signs")]
-    assert "| 0.433 | – | – | – | 0.433 | – |" in report.table_of_schemes(schemes)
+    assert "| siemens | 0.500 | – | – | – | 0.500 | – |" in report.table_of_schemes(schemes)
     assert "| 2.5 |" in report.table_of_scores([], scans)
 
 

@@ -4,7 +4,6 @@ import errno
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TextIO
 
 import ignite.distributed as idist
 import torch
@@ -32,7 +31,22 @@ def save_whole(state: Mapping[str, object], path: str | Path) -> None:
         raise ValueError(f"{path}: cannot be written ({reason}); make room and go on with --resume auto") from None
 
 
-def hold_folder(folder: str | Path) -> TextIO | None:
+class HeldFolder:
+    """A file that is locked until it is closed, or nobody knows of this any more, or the process ends."""
+
+    def __init__(self, descriptor: int):
+        self._descriptor: int | None = descriptor
+
+    def close(self) -> None:
+        """Give the folder free."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+    __del__ = close
+
+
+def hold_folder(folder: str | Path) -> HeldFolder | None:
     """Hold the folder of a training, so that no other process trains in it at the same time.
 
     Parameters
@@ -41,9 +55,8 @@ def hold_folder(folder: str | Path) -> TextIO | None:
 
     Returns
     -------
-    file
-        The folder is held until it is closed, or the process ends in whatever way. None on systems and disks without
-        locks, where nothing is held.
+    HeldFolder
+        None on systems and disks without locks, where nothing is held.
 
     Raises
     ------
@@ -54,17 +67,17 @@ def hold_folder(folder: str | Path) -> TextIO | None:
         return None
     import fcntl
 
-    file = (Path(folder) / ".lock").open("w")
-    try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not inherited by forks, which may outlive a killed process
+    held = HeldFolder(os.open(Path(folder) / ".lock", os.O_RDWR | os.O_CREAT))
+    try:  # not inherited by forks, which may outlive a killed process
+        fcntl.lockf(held._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as e:
-        file.close()
+        held.close()
         if e.errno in (errno.EAGAIN, errno.EACCES):
             raise ValueError(
                 f"{folder}: another process is training there; wait until it ends, or choose another --output_dir"
             ) from None
         return None
-    return file
+    return held
 
 
 def checkpoint_to_resume(
