@@ -163,7 +163,7 @@ def do(run: Run, rows: list[dict], folder: Path, results: Path, options: dict[st
         part.write_text(json.dumps({key: [files(row, folder) for row in value] for key, value in scans.items()}))
     options = options | {
         "bundle_root": str(ROOT / "bundle"), "datalist": str(datalist.absolute()), "seed": str(run.seed),
-        "cache": str((folder / "prepared").absolute()),
+        "cache": str((folder / "prepared" / code_of_transforms()).absolute()),
     }  # fmt: skip
     if run.learning_rate != "own":
         options["learning_rate"] = run.learning_rate
@@ -200,6 +200,12 @@ def do(run: Run, rows: list[dict], folder: Path, results: Path, options: dict[st
         if isinstance(network, InvariantForest):  # as it is used: calibrated
             network.second.rescale(scale, shift)
             torch.save(network.state_dict(), out / "model.pt")
+
+
+def code_of_transforms() -> str:
+    """Return a hash of the code that prepares scans: what another one prepared is not taken for its own."""
+    sources = sorted((ROOT / "eqdmri_monai" / "transforms").glob("*.py"))
+    return hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()[:8]
 
 
 def files(row: dict, folder: Path) -> dict:
@@ -344,7 +350,7 @@ def voxels_of(
     rows = drawn(y, config["voxels"], rng)
     x, y = x[rows], y[rows]
     if kept is not None:
-        kept.parent.mkdir(exist_ok=True)
+        kept.parent.mkdir(parents=True, exist_ok=True)
         with written_whole(kept) as part, part.open("wb") as file:
             np.savez(file, x=x, y=y)
     return x, y
