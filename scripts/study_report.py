@@ -5,7 +5,6 @@ stays. Means are over heads, each head counting once; intervals are of 95 % over
 """
 
 import argparse
-import csv
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable
@@ -14,6 +13,8 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 from scipy import stats
+
+from eqdmri_monai.files.writing import markdown_table, read_rows
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -39,7 +40,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=ROOT / "results" / "study")
     parser.add_argument("--root", type=Path, default=ROOT, help="of the project whose pages are written")
     options = parser.parse_args()
-    results = [read(options.results / f"{name}.csv") for name in FILES]
+    results = [read_rows(options.results / f"{name}.csv") for name in FILES]
     scans = results[1]
     for page, tables_of in PAGES.items():
         file = options.root / page
@@ -49,14 +50,6 @@ def main() -> None:
     figures.mkdir(exist_ok=True)
     if scans:
         figure_of_heads(scans, figures / "heads.png")
-
-
-def read(file: Path) -> list[dict]:
-    """Return the lines of a CSV file; none where there is no file."""
-    if not file.exists():
-        return []
-    with file.open() as lines:
-        return list(csv.DictReader(lines))
 
 
 def tables(runs: list[dict], scans: list[dict], schemes: list[dict]) -> str:
@@ -111,13 +104,6 @@ def mean_and_interval(values: Iterable[float]) -> tuple[float, float]:
     return float(np.mean(values)), float(half)
 
 
-def markdown(header: list[str], rows: list[list[str]]) -> str:
-    if not rows:
-        return ""
-    lines = [header, ["-"] + ["-:"] * (len(header) - 1), *rows]
-    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
-
-
 def name_of(key: tuple) -> str:
     contender, data, steps, rate, cohort = key
     trained = (
@@ -150,7 +136,7 @@ def table_of_heads(scans: list[dict]) -> str:
                 f"{show(mean)} ± {show(half)}" if whole else "–",
             ]
         )
-    return markdown(["contender, data, cohort", "seeds", *HEADS, "mean"], rows)
+    return markdown_table(["contender, data, cohort", "seeds", *HEADS, "mean"], rows)
 
 
 def table_of_scores(runs: list[dict], scans: list[dict]) -> str:
@@ -167,7 +153,7 @@ def table_of_scores(runs: list[dict], scans: list[dict]) -> str:
         cells.append(mine[0]["training_gb"] if mine else "–")
         rows.append(cells)
     header = ["contender, data, cohort", "AUC", "Dice", "lesions found", "found that are true", "calibration error"]
-    return markdown([*header, "ml in healthy heads", "parameters", "minutes a training", "GB"], rows)
+    return markdown_table([*header, "ml in healthy heads", "parameters", "minutes a training", "GB"], rows)
 
 
 def table_of_classes(scans: list[dict]) -> str:
@@ -184,7 +170,7 @@ def table_of_classes(scans: list[dict]) -> str:
         *(f"AP {c}" for c in classes),
         *(f"found {c}" for c in (*classes, "below 0.2 ml", "0.2–1 ml", "above 1 ml")),
     ]
-    return markdown(["contender, data, cohort", *header], rows)
+    return markdown_table(["contender, data, cohort", *header], rows)
 
 
 def table_of_turns(scans: list[dict]) -> str:
@@ -197,7 +183,9 @@ def table_of_turns(scans: list[dict]) -> str:
             turned = by_head([line for line in ours if Path(line["view"]).name in TURNED], number("average_precision"))
             cells += [show(straight.get(head, math.nan)), show(turned.get(head, math.nan))]
         rows.append(cells)
-    return markdown(["contender, data, cohort", *(f"{h} {w}" for h in FIRST_VIEWS for w in ("first", "turned"))], rows)
+    return markdown_table(
+        ["contender, data, cohort", *(f"{h} {w}" for h in FIRST_VIEWS for w in ("first", "turned"))], rows
+    )
 
 
 def table_of_schemes(scans: list[dict]) -> str:
@@ -208,7 +196,7 @@ def table_of_schemes(scans: list[dict]) -> str:
             if any(head in of_heads for of_heads in schemes):
                 cells = (show(of_heads.get(head, math.nan)) for of_heads in schemes)
                 rows.append([name_of(key), head, *cells])
-    return markdown(["contender, data, cohort", "head", *SCHEMES.values()], rows)
+    return markdown_table(["contender, data, cohort", "head", *SCHEMES.values()], rows)
 
 
 def figure_of_heads(scans: list[dict], file: Path) -> None:
@@ -248,7 +236,7 @@ def summary(runs: list[dict], scans: list[dict], schemes: list[dict]) -> str:
         "calibration error",
         "ml in healthy heads",
     ]
-    return markdown(header, rows)
+    return markdown_table(header, rows)
 
 
 # where tables stand between the two comments

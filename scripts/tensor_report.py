@@ -4,10 +4,11 @@ Each head counts once, however many scans and choices of directions it has.
 """
 
 import argparse
-import csv
 from pathlib import Path
 
 import numpy as np
+
+from eqdmri_monai.files.writing import markdown_table, read_rows
 
 ROOT = Path(__file__).resolve().parents[1]
 BEGIN, END = "<!-- tables: written by scripts/tensor_report.py -->", "<!-- end of tables -->"
@@ -35,7 +36,7 @@ def main() -> None:
 
 def tables(results: Path) -> str:
     """Return the page's tables."""
-    scans, turned = (read(results / f"{name}.csv") for name in ("scans", "turned"))
+    scans, turned = (read_rows(results / f"{name}.csv") for name in ("scans", "turned"))
     turned = [row for row in turned if row["head"] != "siemens"]  # its two scans are bent in opposite ways, not turned
     six = [row for row in scans if row["directions"] == "6"]
     parts = {
@@ -50,14 +51,6 @@ def tables(results: Path) -> str:
         "Turned fields of view: median angle between principal directions, degrees": table_of_heads(turned, "angle"),
     }
     return "\n".join(f"**{title}**\n\n{table}" for title, table in parts.items() if table)
-
-
-def read(file: Path) -> list[dict]:
-    """Return the lines of a CSV file; none where there is no file."""
-    if not file.exists():
-        return []
-    with file.open() as lines:
-        return list(csv.DictReader(lines))
 
 
 def by_head(rows: list[dict], column: str) -> dict[str, dict[str, float]]:
@@ -79,7 +72,7 @@ def table_of_scores(rows: list[dict], heads: tuple[str, ...]) -> str:
         if all(head in of_heads for head in heads):
             means = [np.mean([columns[c][contender][head] for head in heads]) for c in SCORES]
             lines.append([contender, *(f"{m:.{d}f}" for m, (_, d) in zip(means, SCORES.values(), strict=True))])
-    return markdown(["contender", *(title for title, _ in SCORES.values())], lines)
+    return markdown_table(["contender", *(title for title, _ in SCORES.values())], lines)
 
 
 def table_of_heads(rows: list[dict], column: str) -> str:
@@ -90,14 +83,7 @@ def table_of_heads(rows: list[dict], column: str) -> str:
         [contender, *(f"{of_heads[head]:.{digits}f}" if head in of_heads else "–" for head in heads)]
         for contender, of_heads in found.items()
     ]
-    return markdown(["contender", *heads], lines)
-
-
-def markdown(header: list[str], rows: list[list[str]]) -> str:
-    if not rows:
-        return ""
-    lines = [header, ["-"] + ["-:"] * (len(header) - 1), *rows]
-    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
+    return markdown_table(["contender", *heads], lines)
 
 
 if __name__ == "__main__":

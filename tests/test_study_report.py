@@ -71,7 +71,7 @@ def test_a_figure_is_drawn(report, scans, tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", ["docs/study.md", "README.md", "bundle/docs/README.md"])
 def test_the_pages_tables_are_those_of_the_csv_files(report, name):
     page = (ROOT / name).read_text()
-    results = [report.read(ROOT / "results" / "study" / f"{name}.csv") for name in report.FILES]
+    results = [report.read_rows(ROOT / "results" / "study" / f"{name}.csv") for name in report.FILES]
     shown = page.split(report.BEGIN)[1].split(report.END)[0].strip()
     assert shown == report.PAGES[name](*results).strip()
 

@@ -11,7 +11,7 @@ import re
 import shutil
 import socket
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -124,8 +124,16 @@ def written_whole(path: str | Path) -> Iterator[Path]:
         part.unlink(missing_ok=True)
 
 
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a table in Markdown, numbers to the right of a first column of names; nothing where there are no rows."""
+    lines = [header, ["-"] + ["-:"] * (len(header) - 1), *rows] if rows else []
+    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
+
+
 def read_rows(path: str | Path) -> list[dict[str, str]]:
-    """Return the rows of a CSV table, such as `append_row` writes."""
+    """Return the rows of a CSV table, such as `append_row` writes; none where there is no file."""
+    if not Path(path).exists():
+        return []
     with Path(path).open(newline="") as file:
         return list(csv.DictReader(file))
 
