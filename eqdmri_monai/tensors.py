@@ -57,6 +57,21 @@ def fit_tensor(log_signal: Tensor, q: Tensor, *, weighted: bool = True) -> tuple
     return solution[:, :6], solution[:, 6]
 
 
+def condition_number(q: Tensor) -> float:
+    """Return how badly q-vectors (Q, 3) determine a tensor: the condition number of the squares of what is in a signal.
+
+    Source
+    ------
+    Skare et al. 2000, doi:10.1006/jmre.2000.2209.
+    """
+    return float(torch.linalg.cond(q_squares(q)))
+
+
+def shrunk(tensor: Tensor, largest: float) -> Tensor:
+    """Return tensors (B, 6, ...) of this norm at most; unlike bounds of components, alike in all frames."""
+    return tensor * (largest / squared_norm(tensor).clamp(min=largest**2).sqrt())[:, None]
+
+
 def mean_diffusivity(tensor: Tensor) -> Tensor:
     """Mean of the eigenvalues, shape (B, ...), of tensors (B, 6, ...)."""
     return (tensor[:, 0] + tensor[:, 3] + tensor[:, 5]) / 3

@@ -24,7 +24,7 @@ from eqdmri_monai.gradients import GradientTable
 from eqdmri_monai.simulate.cohort import Scan, draw_lesions, implanted, simulated
 from eqdmri_monai.simulate.head import Head, fit_head
 from eqdmri_monai.simulate.shapes import ms_shapes, stroke_shapes
-from eqdmri_monai.tensors import q_squares
+from eqdmri_monai.tensors import condition_number
 
 # head: scanner, and its fields of view; those in one tuple share a world, and get the same lesions
 HEADS = {
@@ -163,10 +163,9 @@ def other_scheme(scan: Scan, scheme: str) -> Scan:
     volumes, table = torch.arange(len(scan.table)), scan.table
     if scheme.isdigit():
         weighted, rng = (~table.b0_mask).nonzero().flatten(), np.random.default_rng(0)
-        count, squares = min(int(scheme), len(weighted)), q_squares(table.bvecs[weighted]).numpy()
-        choices = [rng.permutation(len(weighted))[:count] for _ in range(100)]
-        best = min(choices, key=lambda choice: np.linalg.cond(squares[choice]))  # the farthest ones may lie on a cone
-        volumes = torch.cat([table.b0_mask.nonzero().flatten(), weighted[torch.from_numpy(np.sort(best))]])
+        choices = [weighted[np.sort(rng.permutation(len(weighted))[: int(scheme)])] for _ in range(100)]
+        best = min(choices, key=lambda choice: condition_number(table.bvecs[choice]))  # the farthest may lie on a cone
+        volumes = torch.cat([table.b0_mask.nonzero().flatten(), best])
     elif scheme == "shuffled":
         volumes = torch.from_numpy(np.random.default_rng(0).permutation(len(table)))
     elif scheme == "signs":

@@ -39,7 +39,7 @@ from sklearn.base import clone
 from sklearn.linear_model import LogisticRegression
 from torch import nn
 
-from eqdmri_monai.files.writing import written_whole
+from eqdmri_monai.files.writing import read_rows, written_whole
 from eqdmri_monai.metrics import calibration_error, ranking, scan_scores
 from eqdmri_monai.networks import InvariantForest
 from eqdmri_monai.nn.forest import Forest
@@ -92,9 +92,9 @@ def main() -> None:
     for run in planned(options.plan, scanners, options.steps, cohort, long=options.long):
         if run.contender not in (options.contenders or [run.contender]):
             continue
-        if finished(run, options.results / ("schemes.csv" if options.schemes else "runs.csv")):
+        if finished(asdict(run), options.results / ("schemes.csv" if options.schemes else "runs.csv")):
             continue
-        if options.schemes and not finished(run, options.results / "runs.csv"):
+        if options.schemes and not finished(asdict(run), options.results / "runs.csv"):
             continue
         print(f"{time.strftime('%H:%M')} {run.name}", flush=True)
         do(run, rows, options.folder, options.results, settings, schemes=options.schemes)
@@ -115,12 +115,9 @@ def planned(plan: Path, scanners: list[str], steps: int, cohort: str, *, long: b
                 yield run
 
 
-def finished(run: Run, file: Path) -> bool:
-    """Whether a run has its line."""
-    if not file.exists():
-        return False
-    with file.open() as lines:
-        return any(all(line[key] == str(value) for key, value in asdict(run).items()) for line in csv.DictReader(lines))
+def finished(keys: dict, file: Path) -> bool:
+    """Whether a table has a line with these values."""
+    return any(all(line[key] == str(value) for key, value in keys.items()) for line in read_rows(file))
 
 
 def training_rows(rows: list[dict], run: Run) -> list[dict]:
@@ -163,7 +160,7 @@ def do(run: Run, rows: list[dict], folder: Path, results: Path, options: dict[st
         part.write_text(json.dumps({key: [files(row, folder) for row in value] for key, value in scans.items()}))
     options = options | {
         "bundle_root": str(ROOT / "bundle"), "datalist": str(datalist.absolute()), "seed": str(run.seed),
-        "cache": str((folder / "prepared" / code_of_transforms()).absolute()),
+        "cache": str((folder / "prepared" / code()).absolute()),
     }  # fmt: skip
     if run.learning_rate != "own":
         options["learning_rate"] = run.learning_rate
@@ -202,9 +199,9 @@ def do(run: Run, rows: list[dict], folder: Path, results: Path, options: dict[st
             torch.save(network.state_dict(), out / "model.pt")
 
 
-def code_of_transforms() -> str:
-    """Return a hash of the code that prepares scans: what another one prepared is not taken for its own."""
-    sources = sorted((ROOT / "eqdmri_monai" / "transforms").glob("*.py"))
+def code() -> str:
+    """Return a hash of the package: scans and numbers that another one prepared are not taken for its own."""
+    sources = sorted((ROOT / "eqdmri_monai").rglob("*.py"))
     return hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()[:8]
 
 
@@ -448,7 +445,7 @@ def defined_mean(values: list[float]) -> float:
 
 
 def append(file: Path, row: dict) -> None:
-    """Add a line to a CSV file, with a header where it is new."""
+    """Add a line to a CSV file, with a header where it is new; it is not rewritten, since two runs may add at once."""
     row = {key: f"{value:.5g}" if isinstance(value, float | np.floating) else value for key, value in row.items()}
     new = not file.exists()
     with file.open("a", newline="") as lines:

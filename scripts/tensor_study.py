@@ -10,7 +10,6 @@ scanner that they are scored on. tensor_report.py makes tables and figures.
 """
 
 import argparse
-import csv
 import itertools
 import json
 import subprocess
@@ -34,7 +33,7 @@ from monai.bundle import ConfigParser
 from monai.data import MetaTensor
 from monai.transforms import Compose, Invertd, LoadImaged
 from scipy.ndimage import map_coordinates
-from study import append
+from study import append, finished
 
 from eqdmri_monai.files.reader import ScanReader
 from eqdmri_monai.gradients import MIN_DIRECTIONS, GradientTable
@@ -308,14 +307,6 @@ def agreement(first: Part, other: Part, tensor: np.ndarray, turned: np.ndarray) 
         "angle": np.median(angles(direction, other_direction)),
         "fa": np.abs(fa - other_fa).mean(),
     }
-
-
-def finished(row: dict, file: Path) -> bool:
-    """Whether a line is there."""
-    if not file.exists():
-        return False
-    with file.open() as lines:
-        return any(all(line[key] == str(value) for key, value in row.items()) for line in csv.DictReader(lines))
 
 
 if __name__ == "__main__":

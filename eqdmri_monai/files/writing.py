@@ -148,7 +148,7 @@ def append_row(path: str | Path, row: dict[str, object]) -> None:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    rows = read_rows(path) if path.is_file() else []
+    rows = read_rows(path)
     if rows and list(rows[0]) != list(row):
         raise ValueError(f"{path}: has columns {list(rows[0])}, not {list(row)}; name another table")
     with written_whole(path) as part, part.open("w", newline="") as file:

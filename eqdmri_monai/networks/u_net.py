@@ -13,7 +13,7 @@ from eqdmri_monai.nn import CartesianToIrreps, Downsample, PConv, Upsample, nonl
 from eqdmri_monai.nn.irreps import parse_irreps, parse_irreps_list
 from eqdmri_monai.nn.receptive_field import ReceptiveField, chain
 from eqdmri_monai.nn.recompute import run
-from eqdmri_monai.tensors import fit_tensor, squared_norm
+from eqdmri_monai.tensors import fit_tensor, shrunk
 
 
 class PUNet(nn.Module):
@@ -260,7 +260,7 @@ class TensorUNet(nn.Module):
     def fit(self, image: Tensor, q: Tensor) -> Tensor:
         """Return log b0 and the tensor as a feature map of 1x0e+1x0e+1x2e, about 0 ± 1 in a brain."""
         tensor, log_s0 = fit_tensor(image, (q[0] if q.ndim == 3 else q).to(image), weighted=False)
-        tensor = tensor * (self.LARGEST / squared_norm(tensor).clamp(min=self.LARGEST**2).sqrt())[:, None]
+        tensor = shrunk(tensor, self.LARGEST)
         mean = self.MEAN * tensor.new_tensor([1, 0, 0, 1, 0, 1])[:, None, None, None]
         tensor = (tensor - mean) / self.SCATTER * image.any(dim=1, keepdim=True)
         return torch.cat([log_s0[:, None] / self.SCATTER, self.to_irreps(tensor)], dim=1)

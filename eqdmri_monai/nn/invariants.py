@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from eqdmri_monai.nn.cartesian import symmetric_matrix
 from eqdmri_monai.nn.scale_space import blur, blur_within, gradient, hessian
-from eqdmri_monai.tensors import fit_tensor, fractional_anisotropy, mean_diffusivity, squared_norm
+from eqdmri_monai.tensors import TIMES, fit_tensor, fractional_anisotropy, mean_diffusivity, shrunk, squared_norm
 
 MAPS = ("b0", "md", "fa")
 # mm, of Gaussians
@@ -15,7 +15,6 @@ VALUES, AROUND, DERIVATIVES = (2.0, 4.0, 8.0, 12.0), (8.0, 16.0), (2.5, 5.0)
 TENSORS, WHITE, SHARES = (2.5, 5.0, 10.0), (6.0, 12.0, 24.0), (3.0, 6.0)
 DEPTHS = (4.0, 8.0, 16.0)
 LARGEST = 6.0  # µm²/ms; a tensor of a larger norm than any tissue's or fluid's is shrunk to it
-FAR = 0.1  # 1 / mm⁰: weight of voxels that are no white matter, where there is none
 
 
 class TensorInvariants(nn.Module):
@@ -74,7 +73,7 @@ class TensorInvariants(nn.Module):
         """Return the maps (B, 1, X, Y, Z) by name."""
         brain = image.any(dim=1, keepdim=True).to(image.dtype)
         tensor, log_b0 = fit_tensor(image, (q[0] if q.ndim == 3 else q).to(image), weighted=False)
-        tensor = tensor * (LARGEST / squared_norm(tensor).clamp(min=LARGEST**2).sqrt())[:, None]
+        tensor = shrunk(tensor, LARGEST)
         md, fa = mean_diffusivity(tensor)[:, None], fractional_anisotropy(tensor)[:, None].clamp(max=1) * brain
         scaled = {"b0": log_b0[:, None] / 0.3, "md": (md.clamp(0, 4) - 1.0) / 0.5, "fa": (fa - 0.3) / 0.2}
         scaled = {name: x * brain for name, x in scaled.items()}
@@ -161,4 +160,4 @@ def eigenvalues(x: Tensor, brain: Tensor) -> Tensor:
 
 def _product(a: Tensor, b: Tensor) -> Tensor:
     """Return the sum of the products of all entries (B, 1, X, Y, Z) of two symmetric matrices (B, 6, X, Y, Z)."""
-    return (a * b * a.new_tensor([1, 2, 2, 1, 2, 1])[:, None, None, None]).sum(1, keepdim=True)
+    return (a * b * a.new_tensor(TIMES)[:, None, None, None]).sum(1, keepdim=True)

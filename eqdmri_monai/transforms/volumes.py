@@ -8,7 +8,7 @@ from monai.config import KeysCollection
 from monai.transforms import MapTransform, RandomizableTransform
 
 from eqdmri_monai.gradients import MIN_DIRECTIONS, GradientTable
-from eqdmri_monai.tensors import q_squares
+from eqdmri_monai.tensors import condition_number
 from eqdmri_monai.transforms.scan import file_of, table_of, with_volumes
 
 
@@ -72,8 +72,7 @@ class RandSubsampleVolumesd(RandomizableTransform, MapTransform):
             count = min(int(self.R.randint(self.minimum, self.maximum + 1)), len(weighted))
             subsets = [self.R.choice(weighted, count, replace=False) for _ in range(self.choices)]
             if len(subsets) > 1:
-                squares = q_squares(table.q).numpy()
-                subsets.sort(key=lambda subset: np.linalg.cond(squares[subset]))
+                subsets.sort(key=lambda subset: condition_number(table.q[subset]))
             keep = np.sort(np.concatenate([[0], subsets[0]]))
             d[key] = with_volumes(image, image.as_tensor()[keep], table[torch.from_numpy(keep)])
         return d
@@ -138,10 +137,10 @@ class RandSplitVolumesd(RandomizableTransform, MapTransform):
                 f"{MIN_DIRECTIONS} for its truth"
             )
         count, best = int(self.R.randint(self.minimum, most + 1)), (np.inf, None)
-        squares = q_squares(table.bvecs[torch.from_numpy(weighted)]).numpy()
+        directions = table.bvecs[torch.from_numpy(weighted)]
         for _ in range(self.choices):
             order = self.R.permutation(len(weighted))
-            worst = max(np.linalg.cond(squares[part]) for part in (order[:count], order[count:]))
+            worst = max(condition_number(directions[part]) for part in (order[:count], order[count:]))
             best = min(best, (worst, tuple(order)), key=lambda choice: choice[0])
         order = np.array(best[1])
         for key, part in ((self.keys[0], order[:count]), (self.rest_key, order[count:])):
