@@ -67,9 +67,9 @@ class PointConv(nn.Module):
         highest = max(self.irreps_in.ls, default=0) + max(degrees_out, default=0)
         self.lmax = highest if lmax is None else min(lmax, highest)
         self.paths = [  # sorted by the degree that they give, as `Linear` takes them
-            (where, mul, l_in, l, l_out)
+            (block, mul, l_in, l, l_out)
             for l_out in sorted(degrees_out)
-            for (mul, (l_in, _)), where in zip(self.irreps_in, self.irreps_in.slices(), strict=True)
+            for block, (mul, (l_in, _)) in enumerate(self.irreps_in)
             for l in triangle(l_in, l_out)
             if l <= self.lmax
         ]
@@ -121,16 +121,18 @@ class PointConv(nn.Module):
         length, sh = self._offsets(positions, neighbours, positions if centres is None else centres)
         counts = neighbours.mask.to(x.dtype) if weight is None else neighbours.mask * weight
         radial = (self.scale * counts)[..., None] * self.radial(length)  # [b, i, k, all copies of all paths]
-        f = take(x.mT, neighbours.index)  # [b, i, k, dim]
-        parts, start = [], 0
-        for where, mul, l_in, l, l_out in self.paths:
-            fixed = coupling(l_in, l, l_out).to(sh)  # [o, m, f]
-            angular = torch.einsum("omf,bikf->bikmo", fixed, sh[..., degree_slice(l)])
-            values = radial[..., start : start + mul, None] * f[..., where].unflatten(-1, (mul, -1))  # [b, i, k, u, m]
-            product = values.transpose(2, 3).flatten(3) @ angular.flatten(2, 3)  # [b, i, u, o], summed over k and m
-            parts.append(product.flatten(2))
-            start += mul
-        y = self.mix(torch.cat(parts, -1).mT) + scalar_bias(self.bias, self.irreps_out)[:, None]
+        blocks = x.mT.split([mul * ir.dim for mul, ir in self.irreps_in], -1)
+        f = [  # [b, i, k, m, u] each: copies side by side, as in `radial`
+            take(block.unflatten(-1, (mul, -1)).mT.flatten(2), neighbours.index).unflatten(-1, (-1, mul))
+            for block, (mul, _) in zip(blocks, self.irreps_in, strict=True)
+        ]
+        parts, radial = [], radial.split([mul for _, mul, *_ in self.paths], -1)
+        for (block, _, l_in, l, l_out), r in zip(self.paths, radial, strict=True):
+            fixed = coupling(l_in, l, l_out).to(sh).permute(2, 1, 0).flatten(1)  # [f, m o]
+            angular = (sh[..., degree_slice(l)] @ fixed).unflatten(-1, (-1, 2 * l_out + 1)).flatten(2, 3)
+            values = (r[..., None, :] * f[block]).flatten(2, 3)  # [b, i, k m, u]
+            parts.append((values.mT @ angular).flatten(2))  # [b, i, u o], summed over k and m
+        y = (torch.cat(parts, -1) @ self.mix.matrix().to(x).T).mT + scalar_bias(self.bias, self.irreps_out)[:, None]
         return y if self.self_connection is None else y + self.self_connection(x)
 
     def _offsets(self, positions: Tensor, neighbours: Neighbours, centres: Tensor) -> tuple[Tensor, Tensor]:
