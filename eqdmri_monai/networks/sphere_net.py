@@ -11,14 +11,15 @@ from eqdmri_monai.networks.pq_net import check_scheme
 from eqdmri_monai.nn import Gate, PStack
 from eqdmri_monai.nn.irreps import parse_irreps, parse_irreps_list
 from eqdmri_monai.nn.receptive_field import ReceptiveField, chain
-from eqdmri_monai.nn.sphere_conv import ShellHarmonics, SphereConv
+from eqdmri_monai.nn.sphere_conv import ShellHarmonics, SphereConv, SpherePower
 
 
 class SphereNet(nn.Module):
     """Voxelwise prediction from a diffusion scan, equivariant under joint rotations of voxels and q-vectors.
 
-    `ShellHarmonics`; a `SphereConv` to the rotations and on among them for each entry of `channels`, with gates; a
-    `PStack` through `irreps_p` to `irreps_out`. Any scheme will do whose shells have enough directions for lmax.
+    `ShellHarmonics`; a `SphereConv` to the rotations and on among them for each entry of `channels`, with gates; their
+    `SpherePower`; a `PStack` through `irreps_p` to `irreps_out`. Any scheme will do whose shells have enough directions
+    for lmax.
 
     Parameters
     ----------
@@ -81,8 +82,9 @@ class SphereNet(nn.Module):
             gate = Gate(o3.Irreps([(b * (2 * l + 1), (l, 1)) for l in self.harmonics.degrees]))
             conv = SphereConv(a, b, lmax, even=even, rotations_in=i > 0, rotations_out=True, gates=gate.num_gates)
             self.sphere_layers.extend([conv, gate])
+        self.power = SpherePower(channels[-1], lmax, even=even)
         self.p_layers = PStack(
-            [gate.irreps_out, *parse_irreps_list(irreps_p, "irreps_p"), self.irreps_out], kernel_size=kernel_size,
+            [self.power.irreps_out, *parse_irreps_list(irreps_p, "irreps_p"), self.irreps_out], kernel_size=kernel_size,
             spacing=spacing, radial=radial, nonlinearity=nonlinearity, normalization=normalization, dropout=dropout,
             recompute=recompute,
         )  # fmt: skip
@@ -111,4 +113,4 @@ class SphereNet(nn.Module):
             See `check_scheme` and `ShellHarmonics.matrix`.
         """
         x, q = check_scheme(image, q, self.irreps_in)
-        return self.p_layers(self.sphere_layers(self.harmonics(x[:, 0], q.to(x.dtype))))
+        return self.p_layers(self.power(self.sphere_layers(self.harmonics(x[:, 0], q.to(x.dtype)))))

@@ -14,7 +14,7 @@ from eqdmri_monai.nn.point_conv import PointConv
 from eqdmri_monai.nn.pq_conv import PQConv
 from eqdmri_monai.nn.q_reduction import QLengthPool, QMean
 from eqdmri_monai.nn.resample import Downsample, Upsample
-from eqdmri_monai.nn.sphere_conv import ShellHarmonics, SphereConv
+from eqdmri_monai.nn.sphere_conv import ShellHarmonics, SphereConv, SpherePower
 
 __all__ = [
     "CartesianToIrreps",
@@ -33,6 +33,7 @@ __all__ = [
     "QMean",
     "ShellHarmonics",
     "SphereConv",
+    "SpherePower",
     "TensorHead",
     "TensorProductNonlinearity",
     "Upsample",

@@ -1,4 +1,4 @@
-"""Functions on q-shells as spherical harmonics, and their convolution on the sphere and on the group of rotations.
+"""Functions on q-shells as spherical harmonics, their convolution on the sphere and on the rotations, their power.
 
 A function on the sphere is f(x) = Σ f_lm Y_lm(x), one on the rotations h(R) = Σ h_lmn D_lmn(R): of each degree l the
 former is one copy of the irrep, the latter 2l + 1. Feature maps are (B, irreps.dim, ...), copies of a degree together.
@@ -184,3 +184,43 @@ class SphereConv(nn.Module):
         y = self.linear(x)
         scalars = y[:, : len(self.bias)] + self.bias.view(-1, *[1] * (x.ndim - 2))
         return torch.cat([scalars, y[:, len(self.bias) :]], 1)
+
+
+class SpherePower(nn.Module):
+    r"""Put the powers :math:`p_l = \langle h_{lmn}^2 \rangle_{mn}` of functions on the rotations before their coefficients.
+
+    Powers, one for each function and degree l > 0, do not turn. Without them a network whose gates see degree 0 alone
+    is linear in all other degrees of a voxel: it would not see anisotropy.
+
+    Parameters
+    ----------
+    channels : int
+    lmax : int
+    even : bool
+        Even degrees alone.
+
+    Source
+    ------
+    Kazhdan et al. 2003 (rotation invariant spherical harmonic representation): the energy of each degree.
+    """
+
+    def __init__(self, channels: int, lmax: int, *, even: bool = True):
+        super().__init__()
+        self.channels = channels
+        self.widths = [channels * (2 * l + 1) ** 2 for l in degrees(lmax, even=even)]
+        self.irreps_in = o3.Irreps([(channels * (2 * l + 1), (l, 1)) for l in degrees(lmax, even=even)])
+        powers = channels * (len(self.widths) - 1)
+        self.irreps_out = o3.Irreps([(powers + channels, "0e"), *self.irreps_in[1:]])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """
+        Parameters
+        ----------
+        x : Tensor, shape (B, irreps_in.dim, ...)
+
+        Returns
+        -------
+        Tensor, shape (B, irreps_out.dim, ...)
+        """
+        blocks = x.split(self.widths, 1)[1:]
+        return torch.cat([*(block.unflatten(1, (self.channels, -1)).square().mean(2) for block in blocks), x], 1)

@@ -11,7 +11,7 @@ from monai.bundle import ConfigParser
 from eqdmri_monai.bases import Radial
 from eqdmri_monai.bases.angular import degree_slice, harmonics
 from eqdmri_monai.networks import SphereNet
-from eqdmri_monai.nn import ShellHarmonics, SphereConv
+from eqdmri_monai.nn import ShellHarmonics, SphereConv, SpherePower
 from eqdmri_monai.nn.sphere_conv import degrees
 from eqdmri_monai.symmetry import cube_rotations, random_scheme, turn_features, turn_grid
 
@@ -96,6 +96,25 @@ def test_the_convolution_commutes_with_rotations(rotations_in, rotations_out):
     x, R = torch.randn(2, conv.irreps_in.dim, 5), o3.rand_matrix()
     torch.nn.init.normal_(conv.bias)
     torch.testing.assert_close(conv(turned(x, conv.irreps_in, R)), turned(conv(x), conv.irreps_out, R))
+
+
+def test_powers_do_not_turn_and_are_those_of_the_degrees():
+    power, R = SpherePower(2, 3, even=False), o3.rand_matrix()
+    x = torch.randn(2, power.irreps_in.dim, 5)
+    y = power(x)
+    torch.testing.assert_close(power(turned(x, power.irreps_in, R)), turned(y, power.irreps_out, R))
+    torch.testing.assert_close(y[:, 6:], x)
+    second = x[:, 2 + 2 * 9 + 25 : 2 + 2 * 9 + 50]  # degree 2 of the second function
+    torch.testing.assert_close(y[:, 3], second.square().mean(1))
+
+
+def test_a_voxel_alone_shows_its_anisotropy():
+    net, q, x = SphereNet([2], ["4x0e"], kernel_size=1), random_scheme(30, 1.0), torch.rand(31)
+    means = net.harmonics.matrix(q)[: net.harmonics.radial.num]
+    shape = torch.randn(31)
+    shape = shape - torch.linalg.pinv(means) @ (means @ shape)  # nothing of degree 0
+    y, other = (net(s[None, :, None, None, None], q) for s in (x, x + shape))
+    assert (y - other).abs().max() > 1e-6  # without powers 1e-16
 
 
 @pytest.mark.parametrize("R", cube_rotations()[5::9])
