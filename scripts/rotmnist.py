@@ -32,6 +32,7 @@ GROUPS = {
     "SO2xR": ScaleRotation(),
     "SE2": SE2(),
 }
+SAME_LIFTS = 8  # batches; new neighbours cost as much as a few steps
 PAPER = {"Trivial": 1.58, "T1y": 1.49, "T2": 1.44, "SO2": 1.42, "SO2xR": 1.27, "SE2": 1.24}  # error in %
 
 
@@ -62,8 +63,9 @@ def train(net: LieResNet, x: Tensor, y: Tensor, *, epochs: int, batch: int, rate
     geometry = net.geometry(net.lift(places, generator=generator))
     for epoch in range(epochs):
         start, total = time.time(), 0.0
-        for part in torch.randperm(len(x), generator=generator)[: len(x) // batch * batch].split(batch):
-            if not net.group.single_valued:  # fresh lifts for each batch
+        parts = torch.randperm(len(x), generator=generator)[: len(x) // batch * batch].split(batch)
+        for step, part in enumerate(parts):
+            if not net.group.single_valued and step % SAME_LIFTS == 0:  # fresh lifts
                 geometry = net.geometry(net.lift(places, generator=generator))
             optimizer.zero_grad()
             loss = nn.functional.cross_entropy(net.convolve(x[part], geometry), y[part])

@@ -187,7 +187,7 @@ class SphereConv(nn.Module):
 
 
 class SpherePower(nn.Module):
-    r"""Put the powers :math:`p_l = \langle h_{lmn}^2 \rangle_{mn}` of functions on the rotations before their coefficients.
+    r"""Put the powers :math:`p_l = \langle h_{lmn}^2 \rangle_{mn}` of functions on the rotations before the functions.
 
     Powers, one for each function and degree l > 0, do not turn. Without them a network whose gates see degree 0 alone
     is linear in all other degrees of a voxel: it would not see anisotropy.
