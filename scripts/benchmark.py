@@ -3,7 +3,7 @@
 python scripts/benchmark.py                             # a table; about half an hour on 2 cores
 python scripts/benchmark.py --quick                     # one small size, a minute
 python scripts/benchmark.py --data scans --json out.json
-python scripts/benchmark.py --cases points              # convolutions of points by their number; minutes
+python scripts/benchmark.py --cases points --threads 1 --table results/points/benchmark.csv       # a minute
 
 The dense form (Müller et al., B.4) is one conv3d from all volumes to all volumes. It is shown at its best: with a free
 kernel in place of one that is built from weights, in the faster of two memory formats; gates, sum over q and layers
@@ -12,7 +12,8 @@ same voxels and volumes in the same run, below 1 where ours needs less. The boun
 direct convolutions; ours convolves in Fourier space where that is faster, and may come below it.
 
 On points, `LieConv` keeps N·k pairs and makes no matrix for any of them (the PointConv trick); the naive form makes one
-for each pair. Time and memory of both, and of `PointConv`, grow linearly with the number of points.
+for each pair, and its time and memory are shown as multiples of the trick's. Time and memory of both, and of
+`PointConv`, grow linearly with the number of points; `--table` writes them as CSV.
 
 Every measurement has a process of its own: memory first (one step, above what the process had before it), then the
 median time after a warm-up. The image does not require a gradient; the loss is the mean square of the logits.
@@ -41,6 +42,7 @@ from e3nn import o3
 from torch import Tensor, nn
 
 from eqdmri_monai.bases import Radial
+from eqdmri_monai.files.writing import append_row
 from eqdmri_monai.groups import SE3
 from eqdmri_monai.neighbours import euclidean, knn, take
 from eqdmri_monai.networks import PQNet
@@ -267,7 +269,7 @@ def points(case: dict) -> dict[str, float]:
         conv.zero_grad()
         forward().square().mean().backward()
 
-    return timed(forward, step, case)
+    return timed(forward, step, {**case, "repeats": 4 * case["repeats"]})  # of milliseconds each
 
 
 def naive(conv: LieConv, x: Tensor, pairs: LiePairs) -> Tensor:
@@ -275,7 +277,8 @@ def naive(conv: LieConv, x: Tensor, pairs: LiePairs) -> Tensor:
     weight = conv.out.weight.unflatten(1, (-1, x.shape[1]))  # [o, s, c]
     matrices = torch.einsum("bmks,osc->bmkoc", conv.kernel(pairs), weight)
     share = pairs.mask / pairs.mask.sum(-1, keepdim=True)
-    return torch.einsum("bmk,bmkoc,bmkc->bom", share, matrices, take(x.mT, pairs.index)) + conv.out.bias[:, None]
+    values = share[..., None] * take(x.mT, pairs.index)  # [b, m, k, c]
+    return (matrices @ values[..., None]).sum((2, 4)).mT + conv.out.bias[:, None]
 
 
 MEASUREMENTS = {
@@ -360,11 +363,16 @@ def plain(case: dict) -> bool:
 
 
 def compare(results: list[dict]) -> None:
-    """Add to each network its time and memory relative to the faster dense form in fp32."""
+    """Add to each network its time and memory relative to the faster dense form, to a naive form the trick's."""
 
     def alike(case: dict) -> tuple:
         return case["size"], case["directions"] + case["b0"], case["shells"]
 
+    clouds = [r for r in results if r["measure"] == "points" and "error" not in r]
+    for result in clouds:
+        trick = [r for r in clouds if r["model"] == "trick" and r["points"] == result["points"]]
+        if trick and result["model"] == "naive":
+            result["ratio"] = {name: result[name] / trick[-1][name] for name in ("forward_s", "step_s", "peak_MB")}
     good = [r for r in results if r["measure"] == "network" and "error" not in r]
     for result in good:
         dense = [d for d in good if d["model"] == "dense" and not d["bf16"] and alike(d) == alike(result)]
@@ -402,7 +410,9 @@ def line(result: dict) -> str:
         return text + result["error"]
     if result["measure"] != "network":
         names = [name for name in result if name.endswith(("_s", "_MB", "_gflops", "parameters", "shape"))]
-        return text + "  ".join(f"{n} {result[n]:.3g}" if n != "shape" else f"{result[n]}" for n in names)
+        text += "  ".join(f"{n} {result[n]:.3g}" if n != "shape" else f"{result[n]}" for n in names)
+        times = result.get("ratio", {})
+        return text + (f"  ({', '.join(f'{r:.3g}' for r in times.values())} times the trick's)" if times else "")
     ratio, bound = result.get("ratio", {}), result.get("bound", {})
     for name, digits in (("forward_s", 3), ("step_s", 3), ("peak_MB", 0)):
         text += f"{result[name]:9.{digits}f}{ratio.get(name, math.nan):7.2f}"
@@ -421,6 +431,7 @@ def main() -> None:
     parser.add_argument("--bfloat16", action=argparse.BooleanOptionalAction, help="default: where it is fast")
     parser.add_argument("--data", type=Path, help=f"folder that holds {' and '.join(SCANS)}")
     parser.add_argument("--json", type=Path, help="file for all numbers")
+    parser.add_argument("--table", type=Path, help="CSV file for the convolutions of points")
     parser.add_argument("--child", type=json.loads, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:  # one measurement, printed as one line of JSON
@@ -460,6 +471,13 @@ def main() -> None:
                 print(line(results[-1]), flush=True)
     if options.json:
         options.json.write_text(json.dumps({"machine": about, "results": results}, indent=1))
+    if options.table:
+        options.table.unlink(missing_ok=True)
+        for r in results:
+            if r["measure"] == "points" and "error" not in r:
+                row = {"form": r["model"], "points": r["points"], "threads": r["threads"], "repeats": r["repeats"]}
+                row |= {name: f"{r[name]:.3g}" for name in ("forward_s", "step_s", "peak_MB")}
+                append_row(options.table, row)
 
 
 if __name__ == "__main__":

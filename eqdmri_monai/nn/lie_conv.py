@@ -162,11 +162,12 @@ class LieConv(nn.Module):
 
     def kernel(self, pairs: LiePairs) -> Tensor:
         """Return what the network's last layer but the map to matrices gives, shape (B or 1, M, k, last)."""
-        a = pairs.embedding
+        mask = pairs.mask  # needed where statistics are made, and taken out once for all layers
+        apart = self.batch_norm and self.training and not bool(mask.all())
+        a = pairs.embedding[mask] if apart else pairs.embedding
         for layer, norm in zip(self.layers, self.norms, strict=True):
-            a = layer(a)
-            a = nn.functional.silu(norm(a, pairs.mask) if self.batch_norm else a)
-        return a
+            a = nn.functional.silu(norm(layer(a)))
+        return a.new_zeros(*mask.shape, a.shape[-1]).index_put((mask,), a) if apart else a
 
     def forward(self, x: Tensor, pairs: LiePairs) -> Tensor:
         """
