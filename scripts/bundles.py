@@ -2,17 +2,20 @@
 
 python scripts/make_tractograms.py --folder tractograms
 python scripts/bundles.py --folder tractograms          # 30 minutes on one core; --steps 60 --heads 1 is a minute
+python scripts/bundles.py --folder tractograms --weights bundle/models/bundles.pt     # on head 5, not learned from
 
 `StreamlineNet` sees every head as it lies in the scanner, without registration and without turned copies. It is
 compared with the nearest neighbour by MDF distance, with and without a rigid streamline registration (SLR),
 RecoBundles, and a 1D CNN on coordinates about the head's centre, with and without turned copies. A row for each method
-and held-out head goes to results/points/bundles.csv, a figure to docs/points/bundles.png.
+and held-out head goes to results/points/bundles.csv, a figure to docs/points/bundles.png; one for each file of weights
+to results/points/bundles_weights.csv.
 """
 
 import argparse
 import itertools
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +31,7 @@ from sklearn.metrics import average_precision_score
 from torch import Tensor, nn
 
 from eqdmri_monai.files.figures import save_figure
+from eqdmri_monai.files.weights import load_weights
 from eqdmri_monai.files.writing import append_row, read_rows
 from eqdmri_monai.networks import StreamlineNet
 from eqdmri_monai.transforms import (
@@ -122,12 +126,7 @@ def score_network(net: StreamlineNet, head: dict, count: int, seed: int) -> dict
     change_64 = max(float((double(turned(image.double(), *pose)[None])[0] - exact).abs().max()) for pose in where[:20])
     torch.set_default_dtype(torch.float32)
     rng = np.random.RandomState(seed)
-    precision = []
-    for share in (0.2, 0.35, 0.5):
-        added = spliced(image, label, round(share / (1 - share) * len(image)), rng)
-        probability = net(torch.cat([image, added])[None])[0].softmax(0)
-        true = np.r_[np.ones(len(image)), np.zeros(len(added))]
-        precision.append(average_precision_score(true, 1 - probability[OTHER].numpy()))
+    precision = spliced_precision(lambda x: 1 - net(x[None])[0].softmax(0)[OTHER].numpy(), image, label, rng)
     return {
         "upright": right(image, label),
         "turned": float(np.mean([float((m.argmax(0) == label).float().mean()) for m in moved])),
@@ -135,9 +134,19 @@ def score_network(net: StreamlineNet, head: dict, count: int, seed: int) -> dict
         "same_labels": float(all(torch.equal(m.argmax(0), logits.argmax(0)) for m in moved)),
         "logit_change_32": change,
         "logit_change_64": change_64,
-        "spliced_ap": min(precision),
+        "spliced_ap": precision,
         **harmed(right, image, label, rng),
     }
+
+
+def spliced_precision(trust: Callable[[Tensor], np.ndarray], image: Tensor, label: Tensor, rng) -> float:
+    """Return how well true streamlines are told from 20, 35 and 50 % of spliced ones: the worst average precision."""
+    precision = []
+    for share in (0.2, 0.35, 0.5):
+        added = spliced(image, label, round(share / (1 - share) * len(image)), rng)
+        true = np.r_[np.ones(len(image)), np.zeros(len(added))]
+        precision.append(average_precision_score(true, trust(torch.cat([image, added]))))
+    return min(precision)
 
 
 class CNN(nn.Module):
@@ -170,11 +179,12 @@ def train_cnn(heads: list[dict], steps: int, seed: int, *, augment: bool) -> CNN
     return net.eval()
 
 
-def nearest(image: Tensor, heads: list[dict]) -> Tensor:
-    """Return the label of the nearest streamline of the other heads by MDF distance."""
+def nearest(image: Tensor, heads: list[dict]) -> tuple[Tensor, np.ndarray]:
+    """Return the label of the nearest streamline of the other heads by MDF distance, and minus that distance, mm."""
     known = torch.cat([head["image"] for head in heads]).numpy().astype(np.float32)
     distance = bundles_distances_mdf(list(image.numpy().astype(np.float32)), list(known))
-    return torch.cat([head["label"] for head in heads])[torch.from_numpy(distance.argmin(1))]
+    label = torch.cat([head["label"] for head in heads])[torch.from_numpy(distance.argmin(1))]
+    return label, -distance.min(1)
 
 
 def aligned(image: Tensor, static: Tensor) -> Tensor:
@@ -205,14 +215,19 @@ def recobundles(image: Tensor, heads: list[dict]) -> Tensor:
     return label
 
 
-def score(classify, head: dict, count: int, seed: int) -> dict[str, float]:
-    """Return the shares of right labels upright, in random poses, and upright with cut streamlines or a bundle less."""
+def score(classify, head: dict, count: int, seed: int, trust=None) -> dict[str, float]:
+    """Return the shares of right labels upright, in random poses, and upright with cut streamlines or a bundle less.
+
+    `trust` tells true streamlines from spliced ones, upright as well.
+    """
     image, label = head["image"], head["label"]
     right = lambda image, label: float((classify(image) == label).float().mean())  # noqa: E731
+    rng = np.random.RandomState(seed)
     return {
         "upright": right(image, label),
         "turned": float(np.mean([right(turned(image, *pose), label) for pose in poses(count, seed)])),
         "poses": count,
+        **({"spliced_ap": spliced_precision(trust, image, label, rng)} if trust else {}),
         **harmed(right, image, label, np.random.RandomState(seed)),
     }
 
@@ -222,6 +237,12 @@ def harmed(right, image: Tensor, label: Tensor, rng: np.random.RandomState) -> d
     cut, flip = torch.full((len(image),), 0.3, dtype=torch.float64), torch.from_numpy(rng.rand(len(image)) < 0.5)
     missing = [right(image[label != c], label[label != c]) for c in range(len(NAMES))]
     return {"truncated": right(truncated(image, cut, flip), label), "missing": min(missing)}
+
+
+def shown(found: dict[str, float]) -> dict[str, str]:
+    """Return the columns of a table; empty what was not measured."""
+    digits = {c: 3 if c.startswith("logit") else 4 for c in COLUMNS}
+    return {c: f"{found[c]:.{digits[c]}g}" if c in found else "" for c in COLUMNS}
 
 
 def draw(rows: list[dict], path: Path) -> None:
@@ -249,22 +270,36 @@ def main() -> None:
     parser.add_argument("--slow-poses", type=int, default=10, help="of SLR and RecoBundles")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--methods", nargs="+", help="those to run; all where left out")
+    parser.add_argument("--weights", type=Path, nargs="+", help="measure these, in place of all else")
     parser.add_argument("--table", type=Path, default=ROOT / "results" / "points" / "bundles.csv")
     parser.add_argument("--figure", type=Path, default=ROOT / "docs" / "points" / "bundles.png")
     options = parser.parse_args()
     heads, few, seed = load(options.folder), options.slow_poses, options.seed
+    for path in options.weights or []:
+        net = StreamlineNet(len(NAMES) + 1)
+        load_weights(net, path)
+        row = {"weights": path.stem, "head": len(heads)} | shown(
+            score_network(net.eval(), heads[-1], options.poses, seed)
+        )
+        append_row(options.table.with_name("bundles_weights.csv"), row)
+        print(row, flush=True)
+    if options.weights:
+        return
 
     def cnn(rest: list[dict], *, augment: bool):
         net = train_cnn(rest, 10 * options.steps, seed, augment=augment)
         return lambda image: net(image).argmax(1).detach()
 
+    def by_distance(find, head: dict, count: int) -> dict[str, float]:
+        return score(lambda x: find(x)[0], head, count, seed, trust=lambda x: find(x)[1])
+
     methods = {
         "StreamlineNet": lambda rest, head: score_network(
             train_network(rest, options.steps, seed), head, options.poses, seed
         ),
-        "MDF": lambda rest, head: score(lambda x: nearest(x, rest), head, min(options.poses, 20), seed),
-        "SLR + MDF": lambda rest, head: score(
-            lambda x: nearest(aligned(x, rest[0]["image"]), rest[:1]), head, few, seed
+        "MDF": lambda rest, head: by_distance(lambda x: nearest(x, rest), head, min(options.poses, 20)),
+        "SLR + MDF": lambda rest, head: by_distance(
+            lambda x: nearest(aligned(x, rest[0]["image"]), rest[:1]), head, few
         ),
         "RecoBundles": lambda rest, head: score(lambda x: recobundles(x, rest), head, few, seed),
         "CNN": lambda rest, head: score(cnn(rest, augment=False), head, options.poses, seed),
@@ -274,13 +309,8 @@ def main() -> None:
         for k in range(options.heads):
             start = time.time()
             found = methods[name]([head for i, head in enumerate(heads) if i != k], heads[k])
-            shown = {
-                c: f"{found[c]:.3g}" if c.startswith("logit") else f"{found[c]:.4g}" if c in found else ""
-                for c in COLUMNS
-                if c in found
-            }
             row = {"method": name, "held_out": k + 1, "steps": options.steps, "seed": seed}
-            row |= {c: shown.get(c, "") for c in COLUMNS} | {"seconds": f"{time.time() - start:.0f}"}
+            row |= shown(found) | {"seconds": f"{time.time() - start:.0f}"}
             append_row(options.table, row)
             print(row, flush=True)
             draw(read_rows(options.table), options.figure)
