@@ -13,6 +13,8 @@ from eqdmri_monai.neighbours import Neighbours, take
 from eqdmri_monai.nn.irreps import parse_irreps, scalar_bias
 from eqdmri_monai.nn.linear import Linear
 
+SAME_PLACE = 1e-5  # of the radius; a nearer point lies in no direction, since rounding would choose it
+
 
 class PointConv(nn.Module):
     r"""Convolution :math:`y_i = L' \, z^{-1/2} \sum_j h(|x_{ij}|) \, Y(\hat x_{ij}) \otimes f_j + L f_i + b`.
@@ -76,7 +78,7 @@ class PointConv(nn.Module):
         if not self.paths:
             raise ValueError(f"nothing couples {self.irreps_in} to {self.irreps_out} with lmax {self.lmax}; raise lmax")
         count = sum(mul for _, mul, *_ in self.paths)
-        self.radial = RadialNetwork(Gaussian(num_radial, radius), (*hidden, count))
+        self.radius, self.radial = radius, RadialNetwork(Gaussian(num_radial, radius), (*hidden, count))
         # the squares of the bumps sum to 1 at any length, so that their mean is 1 / num_radial
         self.scale = (num_radial / (NETWORK_POWER * z)) ** 0.5
         self.mix = Linear(o3.Irreps([(mul, (l_out, 1)) for _, mul, _, _, l_out in self.paths]), self.irreps_out)
@@ -140,7 +142,7 @@ class PointConv(nn.Module):
         offset = centres[:, :, None] - take(positions, neighbours.index)
         offset = torch.where(neighbours.mask[..., None], offset, offset.new_ones(()))  # padding: any, but not zero
         length = offset.norm(dim=-1)
-        apart = length > 0
+        apart = length > SAME_PLACE * self.radius
         unit = torch.where(apart[..., None], offset / torch.where(apart, length, 1.0)[..., None], 0.0)
         return length, harmonics(self.lmax, unit)
 

@@ -71,6 +71,15 @@ def test_a_network_blind_to_mirrors_names_three_bundles_of_five_at_most():
     assert (blind.argmax(1)[0] == label)[bundles].double().mean() <= 0.6
 
 
+def test_straight_streamlines_are_no_exception():
+    ends = 40 * torch.randn(1, 12, 2, 3)
+    straight = ends[:, :, :1].lerp(ends[:, :, 1:], torch.linspace(0, 1, 8)[:, None])
+    net = small()
+    logits = net(straight)
+    assert logits.std(2).min() > 1e-3
+    torch.testing.assert_close(net(straight @ o3.rand_matrix().T), logits, atol=1e-9, rtol=0)
+
+
 def test_a_streamline_that_comes_near_does_so_smoothly():
     net, image = small(), head()
     offset = torch.zeros(1, 12, 1, 3)
