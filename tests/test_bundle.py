@@ -399,6 +399,18 @@ def test_the_papers_way_of_training_evaluation_and_inference(cohort):
     assert (cohort / "out" / "s0_probability.nii.gz").is_file()
 
 
+def test_spherical_convolutions_train_and_map_in_the_bundle(cohort):
+    overlay = "../../configs/sphere_net.yaml"
+    small = {"channels": [2], "irreps_p": ["3x0e+1x1e"], "kernel_size": 3}
+    options = {"network": {"spacing": SPACING, **{f"network_def#{key}": value for key, value in small.items()}}}
+    train(cohort, "run", [overlay], epochs=1, val_interval=1, **options)
+    weights = str(cohort / "run" / "models" / "model.pt")
+    dwi, out = str(cohort / "s0.nii.gz"), cohort / "out"
+    run(["inference.yaml", overlay], dwi=dwi, weights=weights, output_dir=str(out), **options)
+    probability = nib.load(out / "s0_probability.nii.gz").get_fdata()
+    assert 0 < probability.max() <= 1
+
+
 # --- several processes; what their gradients are is in test_parallel.py
 
 
