@@ -72,7 +72,10 @@ def lines(file: Path, contender: str) -> list[dict]:
     [
         "boosting",
         "forest",
-        *(pytest.param(name, marks=pytest.mark.slow) for name in ("pqnet", "pq_unet", "maps_unet", "sh_unet_turned")),
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("pqnet", "sphere_net", "pq_unet", "maps_unet", "sh_unet_turned")
+        ),
     ],
 )
 def test_a_run_is_scored_on_the_head_left_out_and_not_done_again(study, folder, contender, monkeypatch, capsys):
