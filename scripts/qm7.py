@@ -83,6 +83,7 @@ class Energy(nn.Module):
 class PointEnergy(Energy):
     """The sum over atoms of what a `PointNet` gives."""
 
+    alike = True  # in a batch molecules are of about one size
     turned = False  # the network is the same in all poses
 
     def __init__(self, composition: Tensor, scale: float):
@@ -96,6 +97,8 @@ class PointEnergy(Energy):
 
 class LieEnergy(Energy):
     """The mean over atoms of what a `LieResNet` gives, times their number."""
+
+    alike = False  # normalisation needs batches whose statistics are those of all molecules
 
     def __init__(self, group: Group, composition: Tensor, scale: float):
         super().__init__(composition, scale)
@@ -113,12 +116,12 @@ MODELS: dict[str, Callable[[Tensor, float], Energy]] = {
 }
 
 
-def batches(kinds: Tensor, rows: Tensor, size: int, generator: torch.Generator | None = None) -> list[Tensor]:
-    """Return rows in batches of molecules of about one size, so that little is padding; in random order on request."""
-    count = kinds[rows].sum((1, 2))
-    if generator is None:
-        return list(rows[count.argsort()].split(size))
-    parts = rows[(count + torch.rand(len(rows), generator=generator)).argsort()].split(size)
+def batches(kinds: Tensor, rows: Tensor, size: int, generator: torch.Generator, *, alike: bool) -> list[Tensor]:
+    """Return rows in batches at random; alike, of molecules of about one size, so that little is padding."""
+    order = torch.rand(len(rows), generator=generator)
+    if alike:
+        order = order + kinds[rows].sum((1, 2))
+    parts = rows[order.argsort()].split(size)
     return [parts[i] for i in torch.randperm(len(parts), generator=generator)]
 
 
@@ -146,7 +149,7 @@ def train(
     schedule, start = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps), time.time()
     for epoch in range(epochs):
         total = 0.0
-        for part in batches(kinds, rows, batch, generator):
+        for part in batches(kinds, rows, batch, generator, alike=net.alike):
             some, where = cut(kinds, places, part)
             if net.turned:
                 where = where @ o3.rand_matrix(len(where)).mT
@@ -168,7 +171,7 @@ def train(
 def predict(net: Energy, kinds: Tensor, places: Tensor, rows: Tensor) -> Tensor:
     """Return the energies of some molecules."""
     found = torch.empty(len(kinds))
-    for part in batches(kinds, rows, 100):
+    for part in rows[kinds[rows].sum((1, 2)).argsort()].split(100):
         found[part] = net(*cut(kinds, places, part))
     return found[rows]
 
