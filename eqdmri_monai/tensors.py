@@ -77,10 +77,20 @@ def mean_diffusivity(tensor: Tensor) -> Tensor:
     return (tensor[:, 0] + tensor[:, 3] + tensor[:, 5]) / 3
 
 
+def deviator(tensor: Tensor) -> Tensor:
+    """Anisotropic part, traceless, of tensors (B, 6, ...)."""
+    isotropic = tensor.new_tensor([1, 0, 0, 1, 0, 1]).reshape(6, *(tensor.ndim - 2) * (1,))
+    return tensor - mean_diffusivity(tensor)[:, None] * isotropic
+
+
+def product(a: Tensor, b: Tensor) -> Tensor:
+    """Sum of the products of all entries of the matrices, shape (B, ...), of tensors (B, 6, ...)."""
+    return torch.einsum("bc...,bc...,c->b...", a, b, a.new_tensor(TIMES))
+
+
 def squared_norm(tensor: Tensor) -> Tensor:
     """Squared Frobenius norm, shape (B, ...), of tensors (B, 6, ...): the sum of the squared eigenvalues."""
-    times = tensor.new_tensor(TIMES)
-    return torch.einsum("bc...,c->b...", tensor.square(), times)
+    return product(tensor, tensor)
 
 
 def fractional_anisotropy(tensor: Tensor) -> Tensor:

@@ -14,6 +14,8 @@ ROOT = Path(__file__).resolve().parents[1]
 BEGIN, END = "<!-- tables: written by scripts/tensor_report.py -->", "<!-- end of tables -->"
 HEADS = ("bangalore", "vanderbilt", "elition", "siemens", "toshiba", "canon")
 SCORES = {  # column: its title, digits
+    "own_error": ("own error, share of the fit's", 2),
+    "length": ("anisotropy, share of the true", 2),
     "angle": ("direction, degrees", 1),
     "fa_white": ("FA, white matter", 3),
     "fa": ("FA, brain", 3),
@@ -37,10 +39,14 @@ def main() -> None:
 def tables(results: Path) -> str:
     """Return the page's tables."""
     scans, turned = (read_rows(results / f"{name}.csv") for name in ("scans", "turned"))
+    scans = [row | without_reference_noise(row) for row in scans]
     turned = [row for row in turned if row["head"] != "siemens"]  # its two scans are bent in opposite ways, not turned
     six = [row for row in scans if row["directions"] == "6"]
     parts = {
         "Six directions: errors, means over six heads": table_of_scores(six, HEADS),
+        "Six directions: own error of the anisotropic part in white matter, share of the fit's": table_of_heads(
+            [row for row in six if row["contender"] != "halves"], "own_error"
+        ),
         "Six directions: median angle between principal directions in white matter, degrees": table_of_heads(
             six, "angle"
         ),
@@ -51,6 +57,19 @@ def tables(results: Path) -> str:
         "Turned fields of view: median angle between principal directions, degrees": table_of_heads(turned, "angle"),
     }
     return "\n".join(f"**{title}**\n\n{table}" for title, table in parts.items() if table)
+
+
+def without_reference_noise(row: dict[str, str]) -> dict[str, str]:
+    """Return a contender's own error and its anisotropy, as shares, with the noise of the reference taken off.
+
+    Squares of independent errors add up: what the reference has of the plain fit's distance from it (by both schemes) is
+    in everybody's distance. And the product of two independent fits expects the square of the truth.
+    """
+    error, plain, square, product, share = (
+        float(row[k]) for k in ("square_error", "square_error_plain", "square", "plain_with_reference", "noise_share")
+    )
+    own = max(0.0, (error / plain - share) / (1 - share)) ** 0.5
+    return {"own_error": str(own), "length": str((square / product) ** 0.5)}
 
 
 def by_head(rows: list[dict], column: str) -> dict[str, dict[str, float]]:

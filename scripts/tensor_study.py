@@ -1,7 +1,7 @@
 """Tensors from few directions, judged on real scans: fits, denoised fits and networks, a scanner left out in turn.
 
     python scripts/tensor_study.py tensors --data folder/of/scans
-    python scripts/tensor_study.py tensors --data folder/of/scans --contenders tensor_net --left_out none  # to ship
+    python scripts/tensor_study.py tensors --data folder/of/scans --contenders tensor_mean --left_out none  # to ship
 
 Of each scan some directions are given to a contender, and dipy's weighted fit of all the others is the reference, so
 that the two share no noise but that of the b0. Each line of results/tensors/scans.csv is one contender on one such
@@ -18,6 +18,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -32,25 +33,27 @@ from make_cohort import HEADS
 from monai.bundle import ConfigParser
 from monai.data import MetaTensor
 from monai.transforms import Compose, Invertd, LoadImaged
-from scipy.ndimage import map_coordinates
+from scipy.ndimage import gaussian_filter, map_coordinates
 from study import append, finished
 
 from eqdmri_monai.files.reader import ScanReader
 from eqdmri_monai.gradients import MIN_DIRECTIONS, GradientTable
 from eqdmri_monai.nn.cartesian import SQUARE
-from eqdmri_monai.tensors import fit_tensor, q_squares
+from eqdmri_monai.tensors import deviator, fit_tensor, q_squares, squared_norm
 from eqdmri_monai.transforms import AverageB0d, BrainMaskd, LoadGradientsd, RandSplitVolumesd, TensorToWorldd
 from eqdmri_monai.transforms.scan import table_of, with_volumes
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS, TRAIN = ROOT / "configs" / "tensors", ROOT / "bundle" / "configs"
 FITS = ("wls", "ols", "nlls")
-NETWORKS = ("tensor_net", "unet", "unet_turned")
+NETWORKS = ("tensor_mean", "tensor_net", "unet", "unet_turned")
 CONTENDERS = ("halves", *FITS, "mppca", "nlmeans", "patch2self", *NETWORKS)
 TURNED = ("wls", "mppca", "nlmeans", *NETWORKS)  # whose agreement in turned fields of view is measured
 SUBSETS = {6: 2, 10: 1, 15: 1}  # directions: choices of them in each scan
 ANISOTROPIC = 0.3  # FA of the reference in what counts as white matter
 ENOUGH = 20  # directions
+WIDTH = 1.5  # voxels, of the Gaussian that white matter is chosen by
+FLUID = 1.2  # µm²/ms
 LOWEST = 0.01  # of the mean b0, as in LogSignald
 
 
@@ -122,8 +125,10 @@ def judge(options: argparse.Namespace, contender: str, scanner: str) -> None:
                 start = time.monotonic()
                 tensor, reference = part.tensors(method)
                 choice["seconds"] = round(time.monotonic() - start, 1)
-                append(options.results / "scans.csv", choice | scores(tensor, reference, part.seen(contender)))
-                print(time.strftime("%H:%M"), *choice.values(), flush=True)
+                seen = part.seen(contender)
+                choice |= scores(tensor, reference, seen) | part.squares(tensor, reference, seen)
+                append(options.results / "scans.csv", choice)
+                print(time.strftime("%H:%M"), *list(choice.values())[:9], flush=True)
         world = next(world for _, worlds in HEADS.values() for world in worlds if view in world)
         if view != world[0] and contender in TURNED and not finished(row, options.results / "turned.csv"):
             pair = [Part.of(options.data, v, 6, 0) for v in (world[0], view)]
@@ -175,18 +180,52 @@ class Part:
         some[::2, ::2, ::2] = True
         return self.brain & some if contender == "nlls" else self.brain
 
+    @cached_property
+    def plain(self) -> np.ndarray:
+        """Return dipy's fit of the few directions."""
+        return fit(self.signal, self.table, self.brain)
+
+    @cached_property
+    def reference(self) -> np.ndarray:
+        """Return dipy's fit of the other directions."""
+        return fit(self.rest, self.rest_table, self.brain)
+
+    def squares(self, tensor: np.ndarray, reference: np.ndarray, seen: np.ndarray) -> dict:
+        """Return what tells the reference's noise from a contender's error: sums over white matter, of anisotropic parts.
+
+        Squares of the distance from the reference, of the contender and of the plain fit; squares of both, and products
+        with the reference, which expect the square of the truth, since the noise of both is independent; and the share
+        of the reference in the noise of the two fits, by their schemes. White matter is where blurred tensors of all
+        volumes are anisotropic, so that no noise of a voxel chooses it.
+        """
+        both = gaussian_filter((self.plain + self.reference) / 2, (*3 * (WIDTH,), 0, 0))
+        fa, md, _ = measures(both)
+        white = seen & (fa > ANISOTROPIC) & (md < FLUID)
+        own, plain, truth = (anisotropic(x[white]) for x in (tensor, self.plain, reference))
+        noise, rest_noise = (design_noise(table) for table in (self.table, self.rest_table))
+        return {
+            "square_error": ((own - truth) ** 2).sum(),
+            "square_error_plain": ((plain - truth) ** 2).sum(),
+            "square": (own**2).sum(),
+            "with_reference": (own * truth).sum(),
+            "plain_with_reference": (plain * truth).sum(),
+            "noise_share": rest_noise / (noise + rest_noise),
+        }
+
     def tensors(self, method: "str | Network") -> tuple[np.ndarray, np.ndarray]:
         """Return tensors (X, Y, Z, 3, 3) of the few directions, and the reference."""
-        reference = fit(self.rest, self.rest_table, self.brain)
         if isinstance(method, Network):
-            return method(self), reference
+            return method(self), self.reference
         if method == "halves":  # of the rest, one against the other
             order = np.random.default_rng(0).permutation(len(self.rest_table) - 1) + 1
             volumes = [np.sort([0, *order[k::2]]) for k in (0, 1)]
             fits = [fit(self.rest[..., v], self.rest_table[torch.from_numpy(v)], self.brain) for v in volumes]
             return fits[0], fits[1]
+        if method == "wls":
+            return self.plain, self.reference
         signal = DENOISED.get(method, lambda part: part.signal)(self)
-        return fit(signal, self.table, self.seen(method), method.upper() if method in FITS else "WLS"), reference
+        fitted = fit(signal, self.table, self.seen(method), method.upper() if method in FITS else "WLS")
+        return fitted, self.reference
 
 
 def unmoved(image: MetaTensor, brain: MetaTensor) -> MetaTensor:
@@ -284,6 +323,18 @@ def measures(tensor: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return np.nan_to_num(fractional_anisotropy(values)), values.mean(-1), vectors[..., 0]
 
 
+def anisotropic(tensor: np.ndarray) -> np.ndarray:
+    """Return the traceless parts of tensors (N, 3, 3)."""
+    return tensor - np.trace(tensor, axis1=1, axis2=2)[:, None, None] / 3 * np.eye(3)
+
+
+def design_noise(table: GradientTable) -> float:
+    """Return the expected square of a fit's noise in its anisotropic part, for noise of 1 in each logarithm."""
+    q = table.q.double()
+    inverse = torch.linalg.pinv(torch.cat([-q_squares(q), torch.ones(len(q), 1, dtype=q.dtype)], dim=1))[:6]
+    return float(squared_norm(deviator(inverse.T)).sum())
+
+
 def angles(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Return degrees between directions of either sign."""
     return np.degrees(np.arccos(np.clip(np.abs((a * b).sum(-1)), 0, 1)))
@@ -292,8 +343,7 @@ def angles(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 def agreement(first: Part, other: Part, tensor: np.ndarray, turned: np.ndarray) -> dict:
     """Return how far tensors of one head in two fields of view are apart, in white matter of the first."""
     to_other = np.linalg.inv(other.affine) @ first.affine
-    reference = fit(first.rest, first.rest_table, first.brain)
-    white = first.brain & (fractional_anisotropy(decompose_tensor(reference)[0]) > ANISOTROPIC)
+    white = first.brain & (fractional_anisotropy(decompose_tensor(first.reference)[0]) > ANISOTROPIC)
     where = np.argwhere(white) @ to_other[:3, :3].T + to_other[:3, 3]
 
     def there(volume: np.ndarray) -> np.ndarray:

@@ -4,6 +4,7 @@ from e3nn import o3
 
 from eqdmri_monai.losses import MaskedBCELoss, MaskedTensorLoss
 from eqdmri_monai.nn.cartesian import symmetric_components, symmetric_matrix
+from eqdmri_monai.tensors import fractional_anisotropy
 
 
 def target_of(label, mask):
@@ -47,4 +48,19 @@ def test_the_tensor_loss_sees_no_frame_and_nothing_outside_the_mask():
     assert other.grad.isfinite().all()
     a, b = (symmetric_components(R @ symmetric_matrix(x) @ R.T) for x in (tensor, truth))
     torch.testing.assert_close(loss(a, torch.cat([b, mask], 1)), value, rtol=0, atol=1e-6)
-    assert loss(truth, torch.cat([truth, mask], 1)) == pytest.approx(MaskedTensorLoss.EPSILON)
+    assert loss(truth, torch.cat([truth, mask], 1)) < 1e-3
+
+
+def test_the_tensor_loss_counts_size_shape_and_anisotropy_each_for_itself():
+    isotropic = symmetric_components(torch.eye(3)[:, :, None, None, None].movedim((0, 1), (3, 4))[None])
+    truth = isotropic + symmetric_components(torch.diag(torch.tensor([0.6, -0.3, -0.3])).expand(1, 1, 1, 1, 3, 3))
+    other = isotropic + symmetric_components(torch.diag(torch.tensor([-0.3, 0.6, -0.3])).expand(1, 1, 1, 1, 3, 3))
+    target = torch.cat([truth, torch.ones(1, 1, 1, 1, 1)], 1)
+    shape = MaskedTensorLoss(0.0)
+    assert float(shape(truth + 0.2 * isotropic, target)) == pytest.approx(3**0.5 * 0.2, abs=1e-3)
+    assert float(shape(2 * truth - isotropic, target)) == pytest.approx(0, abs=1e-3)  # longer, but of the same shape
+    length = 0.54**0.5
+    assert float(shape(other, target)) == pytest.approx(length * 1.5, abs=1e-3)  # the cosine is -1/2
+    anisotropies = [float(fractional_anisotropy(x)[0, 0, 0, 0]) for x in (truth, 2 * truth - isotropic)]
+    difference = float(MaskedTensorLoss(2.0)(2 * truth - isotropic, target))
+    assert difference == pytest.approx(2 * (anisotropies[1] - anisotropies[0]), abs=1e-3)

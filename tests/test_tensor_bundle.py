@@ -16,7 +16,7 @@ from eqdmri_monai.nn.cartesian import symmetric_matrix
 from eqdmri_monai.simulate import make_phantom, single_shell
 
 CONFIGS = Path(__file__).parents[1] / "bundle" / "configs"
-SMALL = {"spacing": [6.0, 6.0, 6.0], "network_def#irreps_p": ["3x0e+1x1e+1x2e"]}
+SMALL = {"spacing": [6.0, 6.0, 6.0], "network_def#hidden": 4}
 
 
 @pytest.fixture(autouse=True)

@@ -3,6 +3,7 @@
 import importlib.util
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 ROOT = Path(__file__).parents[1]
@@ -24,9 +25,25 @@ def test_a_head_counts_once_and_some_heads_have_no_mean(report):
         )
     ]  # fmt: skip
     scores = report.table_of_scores(rows, ("elition", "canon"))
-    assert "| wls | 3.0 | 3.000 |" in scores
+    assert "| wls | 3.00 | 3.00 | 3.0 | 3.000 |" in scores
     assert "net" not in scores
     assert report.table_of_heads(rows, "angle").endswith("| wls | 2.0 | 4.0 |\n| net | – | 5.0 |\n")
+
+
+def test_noise_of_the_reference_is_taken_off(report):
+    rng = np.random.default_rng(0)
+    truth, noise = rng.normal(size=20000), rng.normal(size=(3, 20000))
+    plain, reference, better = truth + noise[0], truth + 0.5 * noise[1], truth + 0.3 * noise[2]
+    for contender, own in ((plain, 1.0), (better, 0.3), (truth, 0.0)):
+        found = report.without_reference_noise(
+            {
+                "square_error": ((contender - reference) ** 2).sum(), "square": (contender**2).sum(),
+                "square_error_plain": ((plain - reference) ** 2).sum(), "noise_share": 0.25 / 1.25,
+                "plain_with_reference": (plain * reference).sum(),
+            }
+        )  # fmt: skip
+        assert float(found["own_error"]) == pytest.approx(own, abs=0.1)
+        assert float(found["length"]) == pytest.approx((1 + own**2) ** 0.5, rel=0.05)
 
 
 def test_the_pages_tables_are_those_of_the_csv_files(report):

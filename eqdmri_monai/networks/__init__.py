@@ -10,6 +10,7 @@ from eqdmri_monai.networks.pq_net import PQNet
 from eqdmri_monai.networks.sphere_net import SphereNet
 from eqdmri_monai.networks.steerable_cnn import SteerableCNN3d
 from eqdmri_monai.networks.streamline_net import StreamlineNet
+from eqdmri_monai.networks.tensor_mean_net import TensorMeanNet
 from eqdmri_monai.networks.tensor_net import PlainTensorNet, TensorNet
 from eqdmri_monai.networks.u_net import PQUNet, PUNet, TensorUNet
 
@@ -27,6 +28,7 @@ __all__ = [
     "SphereNet",
     "SteerableCNN3d",
     "StreamlineNet",
+    "TensorMeanNet",
     "TensorNet",
     "TensorUNet",
     "fold",

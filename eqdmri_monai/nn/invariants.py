@@ -7,7 +7,15 @@ from torch import Tensor, nn
 
 from eqdmri_monai.nn.cartesian import symmetric_matrix
 from eqdmri_monai.nn.scale_space import blur, blur_within, gradient, hessian
-from eqdmri_monai.tensors import TIMES, fit_tensor, fractional_anisotropy, mean_diffusivity, shrunk, squared_norm
+from eqdmri_monai.tensors import (
+    deviator,
+    fit_tensor,
+    fractional_anisotropy,
+    mean_diffusivity,
+    product,
+    shrunk,
+    squared_norm,
+)
 
 MAPS = ("b0", "md", "fa")
 # mm, of Gaussians
@@ -79,11 +87,10 @@ class TensorInvariants(nn.Module):
         scaled = {name: x * brain for name, x in scaled.items()}
         values = eigenvalues(tensor, brain).clamp(0, 4)
         out = {"largest": values[:, 2:], "smallest": values[:, :1]}
-        isotropic = tensor.new_tensor([1, 0, 0, 1, 0, 1])[:, None, None, None]
-        deviator = (tensor - md * isotropic) * brain
+        anisotropic = deviator(tensor) * brain
         for name, x in scaled.items():
-            out |= {f"{name} {key}": value for key, value in self.around(x, brain, deviator).items()}
-        out |= self.of_tensor(tensor, deviator, brain)
+            out |= {f"{name} {key}": value for key, value in self.around(x, brain, anisotropic).items()}
+        out |= self.of_tensor(tensor, anisotropic, brain)
         out |= self.against_white_matter(scaled, md, fa, brain)
         for s in SHARES:
             out[f"fluid {s}"] = blur_within((md - 1.0).clamp(0, 1), brain, self.voxels(s))
@@ -91,7 +98,7 @@ class TensorInvariants(nn.Module):
             out[f"brain {s}"] = blur(brain, self.voxels(s))
         return out
 
-    def around(self, x: Tensor, brain: Tensor, deviator: Tensor) -> dict[str, Tensor]:
+    def around(self, x: Tensor, brain: Tensor, anisotropic: Tensor) -> dict[str, Tensor]:
         """Return one map's values, contrasts and derivatives."""
         out = {"0": x} | {f"{s}": blur_within(x, brain, self.voxels(s)) for s in VALUES}
         for s in AROUND:
@@ -99,27 +106,27 @@ class TensorInvariants(nn.Module):
             variance = blur_within((x - mean).square(), brain, self.voxels(s))
             out[f"against {s}"] = (x - mean) / (variance + 1e-4).sqrt()
         filled = torch.where(brain > 0, x, blur_within(x, brain, self.voxels(4.0)))  # no cliff at the brain's surface
-        length = squared_norm(deviator)[:, None].sqrt() + 1e-3
+        length = squared_norm(anisotropic)[:, None].sqrt() + 1e-3
         for s in DERIVATIVES:
             first, second = gradient(filled, self.voxels(s))[:, 0], hessian(filled, self.voxels(s))[:, 0]
             square = first.square().sum(1, keepdim=True)
             out[f"gradient {s}"] = square.sqrt()
             curvatures = eigenvalues(second, brain)
             out |= {f"curvature {k} {s}": curvatures[:, k : k + 1] for k in range(3)}
-            along = torch.einsum("bixyz,bxyzij,bjxyz->bxyz", first, symmetric_matrix(deviator), first)[:, None]
+            along = torch.einsum("bixyz,bxyzij,bjxyz->bxyz", first, symmetric_matrix(anisotropic), first)[:, None]
             out[f"gradient along {s}"] = along / ((square + 1e-4) * length)
-            out[f"curvature along {s}"] = _product(second, deviator) / length
+            out[f"curvature along {s}"] = product(second, anisotropic)[:, None] / length
         return out
 
-    def of_tensor(self, tensor: Tensor, deviator: Tensor, brain: Tensor) -> dict[str, Tensor]:
+    def of_tensor(self, tensor: Tensor, anisotropic: Tensor, brain: Tensor) -> dict[str, Tensor]:
         """Return the tensor against its neighbourhood."""
-        length = squared_norm(deviator)[:, None].sqrt() + 1e-3
+        length = squared_norm(anisotropic)[:, None].sqrt() + 1e-3
         out = {"anisotropy": length}
         for s in TENSORS:
-            mean = blur_within(deviator, brain, self.voxels(s))
+            mean = blur_within(anisotropic, brain, self.voxels(s))
             mean_length = squared_norm(mean)[:, None].sqrt() + 1e-3
             out[f"anisotropy {s}"] = mean_length
-            out[f"alignment {s}"] = _product(deviator, mean) / (length * mean_length)
+            out[f"alignment {s}"] = product(anisotropic, mean)[:, None] / (length * mean_length)
             out[f"shape {s}"] = torch.linalg.det(symmetric_matrix(mean / mean_length))[:, None]
             out[f"coherence {s}"] = mean_length / (blur_within(length, brain, self.voxels(s)) + 1e-3)
         filled = torch.where(brain > 0, tensor, blur_within(tensor, brain, self.voxels(4.0)))
@@ -156,8 +163,3 @@ def eigenvalues(x: Tensor, brain: Tensor) -> Tensor:
     out = x.new_zeros(*matrix.shape[:-1])
     out[inside] = torch.linalg.eigvalsh(matrix[inside])
     return out.movedim(-1, 1)
-
-
-def _product(a: Tensor, b: Tensor) -> Tensor:
-    """Return the sum of the products of all entries (B, 1, X, Y, Z) of two symmetric matrices (B, 6, X, Y, Z)."""
-    return (a * b * a.new_tensor(TIMES)[:, None, None, None]).sum(1, keepdim=True)

@@ -6,6 +6,7 @@ from eqdmri_monai.transforms.directions import ResampleDirectionsd
 from eqdmri_monai.transforms.grid import ResampleRASd
 from eqdmri_monai.transforms.invariants import InvariantFeaturesd, InvariantMapsd
 from eqdmri_monai.transforms.labels import CheckLabeld
+from eqdmri_monai.transforms.noise import RandLogNoised
 from eqdmri_monai.transforms.normalization import LogSignald, NormalizeChannelsd, NormalizeShellsd
 from eqdmri_monai.transforms.output import CheckFinited, SaveTogether
 from eqdmri_monai.transforms.scan import CheckScand, LoadGradientsd, WriteQd
@@ -38,6 +39,7 @@ __all__ = [
     "NormalizeChannelsd",
     "NormalizeShellsd",
     "RandDropBundlesd",
+    "RandLogNoised",
     "RandSpliceStreamlinesd",
     "RandSplitVolumesd",
     "RandStretchStreamlinesd",
