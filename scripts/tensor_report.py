@@ -62,8 +62,8 @@ def tables(results: Path) -> str:
 def without_reference_noise(row: dict[str, str]) -> dict[str, str]:
     """Return a contender's own error and its anisotropy, as shares, with the noise of the reference taken off.
 
-    Squares of independent errors add up: what the reference has of the plain fit's distance from it (by both schemes) is
-    in everybody's distance. And the product of two independent fits expects the square of the truth.
+    Squares of independent errors add up: what the reference has of the plain fit's distance from it (by both schemes)
+    is in everybody's distance. And the product of two independent fits expects the square of the truth.
     """
     error, plain, square, product, share = (
         float(row[k]) for k in ("square_error", "square_error_plain", "square", "plain_with_reference", "noise_share")

@@ -38,6 +38,7 @@ from study import append, finished
 
 from eqdmri_monai.files.reader import ScanReader
 from eqdmri_monai.gradients import MIN_DIRECTIONS, GradientTable
+from eqdmri_monai.networks import TensorMeanNet
 from eqdmri_monai.nn.cartesian import SQUARE
 from eqdmri_monai.tensors import deviator, fit_tensor, q_squares, squared_norm
 from eqdmri_monai.transforms import AverageB0d, BrainMaskd, LoadGradientsd, RandSplitVolumesd, TensorToWorldd
@@ -98,7 +99,25 @@ def trained(out: Path, data: Path, contender: str, left_out: str, steps: int) ->
     with (out / "log.txt").open("a") as log:
         command = [sys.executable, "-W", "ignore", "-m", "monai.bundle", "run", "--config_file"]
         subprocess.run([*command, str(config_files(contender)), *words], check=True, stdout=log, stderr=log)
-    (out / "finished.json").write_text(json.dumps({"training_seconds": round(time.monotonic() - start)}))
+    done = {"training_seconds": round(time.monotonic() - start)}
+    network = Network(out / "models" / "checkpoint.pt", out, contender)
+    if isinstance(network.network, TensorMeanNet):
+        done["lengthened"] = factor = 1 / length_of(network, data, left_out)
+        network.network.lengthen(factor)
+    torch.save(network.network.state_dict(), out / "model.pt")
+    (out / "finished.json").write_text(json.dumps(done))
+
+
+def length_of(network: "Network", data: Path, left_out: str) -> float:
+    """Return how long a network makes the anisotropic parts of tensors, on the heads that it was trained on."""
+    lengths = []
+    for head, (scanner, worlds) in HEADS.items():
+        if scanner != left_out:
+            parts = [Part.of(data, world[0], 6, 0) for world in worlds]
+            found = [part.squares(*part.tensors(network), part.brain) for part in parts]
+            lengths.append(np.mean([np.log(row["square"] / row["plain_with_reference"]) / 2 for row in found]))
+            print(head, np.exp(lengths[-1]).round(3), flush=True)
+    return float(np.exp(np.mean(lengths)))
 
 
 def config_files(contender: str) -> list[str]:
@@ -111,7 +130,8 @@ def judge(options: argparse.Namespace, contender: str, scanner: str) -> None:
     """Score a contender on all scans of a scanner, and how well turned fields of view of a head agree."""
     method = contender
     if contender in NETWORKS:
-        method = Network(options.folder / f"{contender}_{scanner}", contender)
+        run = options.folder / f"{contender}_{scanner}"
+        method = Network(run / "model.pt", run, contender)
     for head, view in views_of(scanner):
         row = {"contender": contender, "left_out": scanner, "head": head, "view": view}
         for directions, subsets in SUBSETS.items():
@@ -191,12 +211,12 @@ class Part:
         return fit(self.rest, self.rest_table, self.brain)
 
     def squares(self, tensor: np.ndarray, reference: np.ndarray, seen: np.ndarray) -> dict:
-        """Return what tells the reference's noise from a contender's error: sums over white matter, of anisotropic parts.
+        """Return what tells the reference's noise from a contender's error: sums over white matter of anisotropic parts.
 
         Squares of the distance from the reference, of the contender and of the plain fit; squares of both, and products
         with the reference, which expect the square of the truth, since the noise of both is independent; and the share
         of the reference in the noise of the two fits, by their schemes. White matter is where blurred tensors of all
-        volumes are anisotropic, so that no noise of a voxel chooses it.
+        volumes are anisotropic, so that no voxel's noise chooses it.
         """
         both = gaussian_filter((self.plain + self.reference) / 2, (*3 * (WIDTH,), 0, 0))
         fa, md, _ = measures(both)
@@ -272,14 +292,14 @@ def fit(signal: np.ndarray, table: GradientTable, mask: np.ndarray, method: str 
 class Network:
     """What a trained network gives, on the scan's own grid and in the world frame."""
 
-    def __init__(self, run: Path, contender: str):
+    def __init__(self, weights: Path, run: Path, contender: str):
         self.config = ConfigParser()
         self.config.read_config(config_files(contender))
         self.config.update({"bundle_root": str(TRAIN.parent), "datalist": str(run / "scans.json")})
         self.config.get_parsed_content("imports")
         self.network = self.config.get_parsed_content("network_def").eval()
-        weights = torch.load(run / "models" / "checkpoint.pt", map_location="cpu", weights_only=False)
-        self.network.load_state_dict(weights["network"])
+        state = torch.load(weights, map_location="cpu", weights_only=False)
+        self.network.load_state_dict(state.get("network", state))
 
     @torch.no_grad()
     def __call__(self, part: Part) -> np.ndarray:

@@ -1,9 +1,9 @@
-"""Diffusion tensors from few directions: means over what is alike around, by weights that a small network has learned."""
+"""Diffusion tensors from few directions: means over what is alike around, with weights that were learned."""
 
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
-from math import sqrt
+from math import log, sqrt
 
 import torch
 from e3nn import o3
@@ -90,8 +90,13 @@ class TensorMeanNet(nn.Module):
         out.movedim(1, -1)[voxels.inside] = (mean / mean.new_tensor(TIMES).sqrt()).to(out)
         return out
 
+    @torch.no_grad()
+    def lengthen(self, factor: float) -> None:
+        """Multiply the anisotropic part of all that it gives, to make up for what a mean of unlike tensors loses."""
+        self.amounts[-1].bias[1] += log(factor)
+
     def mean(self, voxels: "Voxels") -> tuple[Tensor, Tensor]:
-        """Return weighted means of tensors (N, 6), and the sums of the weights of both parts (N, 2), 1 for a voxel alone."""
+        """Return weighted means of tensors (N, 6), and sums of the weights of both parts (N, 2), 1 for one voxel."""
         own, tensors = self.of_voxel(voxels.numbers), parts(voxels.tensor)
         totals, mass = list(tensors), own.new_ones(len(own), 2)
         for offset in OFFSETS:
@@ -142,7 +147,7 @@ class Voxels:
         rest = x - smooth
         rimmed, sizes = pad(rest, 6 * (1,)), rest.shape[2:]
         around = (
-            sum(rimmed[..., *window(o, sizes, 1)] for o in OFFSETS if o.count(0) == 2 and max(map(abs, o)) == 1) / 6
+            sum(rimmed[(..., *window(o, sizes, 1))] for o in OFFSETS if o.count(0) == 2 and max(map(abs, o)) == 1) / 6
         )
         square = torch.cat(
             [(part * rest)[:, :6].sum(1, keepdim=True) for part in (rest, around)] + [rest[:, 6:] ** 2], 1
@@ -188,8 +193,8 @@ class Voxels:
         return pad(places, 6 * (REACH,), value=-1)
 
     def neighbours(self, offset: tuple[int, int, int]) -> tuple[Tensor, Tensor]:
-        """Return where each voxel's neighbour stands in the row (N,), any number where there is none, and if there is."""
-        there = self.places[:, *window(offset, self.inside.shape[1:], REACH)][self.inside]
+        """Return where each voxel's neighbour stands in the row (N,), and if there is one; else any number."""
+        there = self.places[(..., *window(offset, self.inside.shape[1:], REACH))][self.inside]
         return there.clamp(min=0), there >= 0
 
     @torch.no_grad()

@@ -16,8 +16,8 @@ LEAST_BLUR = 0.2  # voxels; less changes nothing
 class RandLogNoised(RandomizableTransform, MapTransform):
     """Add Rician noise to a scan of logarithms, of a random level, and in part alike in neighbouring voxels.
 
-    Scanners that interpolate or filter give noise that neighbours share; a network that has seen white noise alone takes
-    it for anatomy.
+    Scanners that interpolate or filter give noise that neighbours share; who has seen white noise alone takes it for
+    anatomy.
 
     Parameters
     ----------

@@ -5,9 +5,8 @@ from torch import nn
 from eqdmri_monai.networks import TensorMeanNet
 from eqdmri_monai.networks.tensor_mean_net import LARGEST, OFFSETS
 from eqdmri_monai.nn.cartesian import symmetric_components, symmetric_matrix
-from eqdmri_monai.nn.receptive_field import measured_halo
 from eqdmri_monai.symmetry import cube_rotations, random_scheme, turn_grid
-from eqdmri_monai.tensors import fit_tensor, mean_diffusivity, q_squares, shrunk
+from eqdmri_monai.tensors import deviator, fit_tensor, mean_diffusivity, q_squares, shrunk
 
 
 def trained(**options) -> TensorMeanNet:
@@ -74,7 +73,7 @@ def test_a_neighbour_counts_and_a_voxel_beyond_the_ball_does_not():
             ((0, 0, -3), 0),
         ):
             other = fit.clone()
-            other[0, :, *(3 + o for o in offset)] += 0.01 * isotropic[:, 0, 0, 0]
+            other[(0, slice(None), *(3 + o for o in offset))] += 0.01 * isotropic[:, 0, 0, 0]
             change = mean_diffusivity((middle(other) - middle(fit))[None])[0]
             assert float(change) == pytest.approx(0.01 * share, abs=1e-9)
 
@@ -89,3 +88,11 @@ def test_it_sees_no_farther_than_it_says_and_learns_by_every_weight():
     difference = (net(other, q) - net(image, q)).abs().amax((0, 1, 3, 4))
     assert difference[:21].max() == 0
     assert difference[38:].max() > 0
+
+
+def test_lengthening_multiplies_the_anisotropic_part():
+    net, (image, q) = trained(), scan(6, 3, 4, 5)
+    before = net(image, q)
+    net.lengthen(1.3)
+    torch.testing.assert_close(deviator(net(image, q)), 1.3 * deviator(before))
+    torch.testing.assert_close(mean_diffusivity(net(image, q)), mean_diffusivity(before))
