@@ -62,8 +62,8 @@ class MaskedTensorLoss(nn.Module):
     r"""How far tensors are from their truth in the brain: in size, shape, and amount of anisotropy, each for itself.
 
     The mean of :math:`\sqrt{3} |MD(D) - MD(T)| + \|T'\| (1 - \cos(D', T')) + λ |FA(D) - FA(T)|` for tensors D
-    and their truth T, with D' and T' their anisotropic parts and the cosine of their Frobenius product. A norm of D - T would
-    lead to too little anisotropy, as every mean of unlike tensors has; the cosine does not know how long D' is.
+    and their truth T, with D' and T' their anisotropic parts and the cosine of their Frobenius product. A norm of D - T
+    would lead to too little anisotropy, as every mean of unlike tensors has; the cosine does not know how long D' is.
 
     Parameters
     ----------

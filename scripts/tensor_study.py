@@ -211,7 +211,7 @@ class Part:
         return fit(self.rest, self.rest_table, self.brain)
 
     def squares(self, tensor: np.ndarray, reference: np.ndarray, seen: np.ndarray) -> dict:
-        """Return what tells the reference's noise from a contender's error: sums over white matter of anisotropic parts.
+        """Return what tells the reference's noise from a contender's error: sums over white matter, anisotropic parts.
 
         Squares of the distance from the reference, of the contender and of the plain fit; squares of both, and products
         with the reference, which expect the square of the truth, since the noise of both is independent; and the share

@@ -1,4 +1,4 @@
-"""What goes beside a lesion map: a picture, a page, a record of how it was made, and results as DICOM."""
+"""What goes beside maps: a picture, a page, a record of how it was made, and results as DICOM."""
 
 from eqdmri_monai.report.bundles import SaveTractogramd
 from eqdmri_monai.report.checks import CheckGradientsd
@@ -9,6 +9,7 @@ from eqdmri_monai.report.page import SaveIndex, SavePaged, write_index, write_pa
 from eqdmri_monai.report.picture import colour_fa, picture
 from eqdmri_monai.report.record import SaveRecordd, sha256, write_record
 from eqdmri_monai.report.sidecars import SaveSidecarsd
+from eqdmri_monai.report.tensor_report import SaveTensorReportd
 
 __all__ = [
     "CheckGradientsd",
@@ -19,6 +20,7 @@ __all__ = [
     "SaveReportd",
     "SaveScores",
     "SaveSidecarsd",
+    "SaveTensorReportd",
     "SaveTractogramd",
     "colour_fa",
     "picture",

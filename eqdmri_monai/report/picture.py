@@ -1,5 +1,7 @@
 """The picture beside a lesion map: b0, colour-coded fibre direction and probability in three planes."""
 
+from collections.abc import Mapping, Sequence
+from itertools import product
 from pathlib import Path
 
 import matplotlib
@@ -52,50 +54,96 @@ def picture(
     outline : array, shape (X, Y, Z)
         Lesions to draw as outlines, such as those drawn by hand; planes then go through the largest of them, if any.
     """
-    # Show every scan in RAS, whatever its storage order.
-    to_ras = nib.orientations.io_orientation(affine)
-    turn = lambda a: nib.orientations.apply_orientation(a, to_ras)  # noqa: E731
-    voxel = nib.affines.voxel_sizes(affine)[np.argsort(to_ras[:, 0])]
-    dwi, probability, brain = turn(dwi), turn(probability), turn(brain) > 0.5
-    outline = None if outline is None else turn(outline) > 0.5
-    bvals, bvecs = table.bvals.numpy(), table.bvecs.numpy()
-    b0 = dwi[..., table.b0_mask.numpy()].mean(-1)
+    brain = brain > 0.5
+    outline = None if outline is None else outline > 0.5
     labels, count = lesions(probability > 0.5 if outline is None or not outline.any() else outline)
     if count:  # the lesion that holds the most probability
         best = 1 + int(np.argmax(ndimage.sum_labels(probability, labels, range(1, count + 1))))
         centre = np.argwhere(labels == best).mean(0)
     else:
         centre = ndimage.center_of_mass(brain)
-    centre = np.round(centre).astype(int)
-    figure = Figure(figsize=(11, 11), facecolor="black", layout="constrained")
-    axes = figure.subplots(3, 3)
+    planes = Planes(affine, centre, brain.shape)
+    cuts = planes.mask & brain
+    b0 = grey(dwi[..., table.b0_mask.numpy()].mean(-1), brain)
     drawn = "" if outline is None else "; outlined, as drawn"
-    names = ("L", "R"), ("P", "A"), ("I", "S")
-    for row, axis in enumerate((2, 1, 0)):
-        cut = tuple(slice(centre[axis], centre[axis] + 1) if a == axis else slice(None) for a in range(3))
-        rgb = colour_fa(dwi[cut], bvals, bvecs, brain[cut]).squeeze(axis)
-        grey = np.clip(b0[cut].squeeze(axis) / max(np.percentile(b0[brain], 99), 1e-6), 0, 1)
-        across, up = (a for a in range(3) if a != axis)
-        for column, (title, under) in enumerate(
-            (("b0", grey), ("fibre direction (colour FA)", rgb), (f"lesion probability{drawn}", grey))
-        ):
+    columns = {"b0": b0, "fibre direction (colour FA)": colour_fa(dwi, *numbers(table), cuts)}
+    figure, axes = planes.figure(columns | {f"lesion probability{drawn}": b0})
+    for row in range(3):
+        ax = axes[row, 2]
+        seen = np.ma.masked_less(planes.cut(probability, row), 0.05)
+        shown = ax.imshow(seen, cmap="inferno", vmin=0, vmax=1, alpha=0.8, **planes.show(row))
+        if outline is not None:
+            ax.contour(planes.cut(outline, row), [0.5], colors="cyan", linewidths=1)
+    bar = figure.colorbar(shown, ax=axes[:, 2], shrink=0.4)
+    bar.ax.tick_params(colors="white")
+    save_black(path, figure)
+
+
+class Planes:
+    """Three planes through a point of a scan, shown in RAS whatever its storage order: axial, coronal, sagittal.
+
+    Parameters
+    ----------
+    affine : array, shape (4, 4)
+        mm.
+    centre : three floats
+        In voxels.
+    shape : three ints
+    """
+
+    AXES = (2, 1, 0)  # across which the planes lie, in RAS
+    NAMES = ("L", "R"), ("P", "A"), ("I", "S")
+
+    def __init__(self, affine: np.ndarray, centre: Sequence[float], shape: Sequence[int]):
+        self.to_ras = nib.orientations.io_orientation(affine)
+        self.voxel = nib.affines.voxel_sizes(affine)[np.argsort(self.to_ras[:, 0])]
+        self.mask, at = np.zeros(shape, dtype=bool), np.round(centre).astype(int)
+        for axis in range(3):  # of the array
+            self.mask[tuple(at[axis] if a == axis else slice(None) for a in range(3))] = True
+        point = np.zeros(shape, dtype=bool)
+        point[tuple(at)] = True
+        self.centre = np.argwhere(nib.orientations.apply_orientation(point, self.to_ras))[0]
+
+    def cut(self, volume: np.ndarray, row: int) -> np.ndarray:
+        """Return the plane of a row, as `imshow` wants it, of a volume (X, Y, Z) or (X, Y, Z, 3)."""
+        axis = self.AXES[row]
+        return np.swapaxes(nib.orientations.apply_orientation(volume, self.to_ras).take(self.centre[axis], axis), 0, 1)
+
+    def show(self, row: int) -> dict[str, object]:
+        """Return options of `imshow`."""
+        across, up = (a for a in range(3) if a != self.AXES[row])
+        return {"origin": "lower", "aspect": self.voxel[up] / self.voxel[across], "interpolation": "nearest"}
+
+    def figure(self, columns: Mapping[str, np.ndarray]) -> tuple[Figure, np.ndarray]:
+        """Return a figure with a column for each volume, 0 to 1, by title, and its axes (3, columns)."""
+        figure = Figure(figsize=(11 / 3 * len(columns), 11), facecolor="black", layout="constrained")
+        axes = figure.subplots(3, len(columns))
+        for (row, axis), (column, (title, volume)) in product(enumerate(self.AXES), enumerate(columns.items())):
             ax = axes[row, column]
-            show = {"origin": "lower", "aspect": voxel[up] / voxel[across], "interpolation": "nearest"}
-            ax.imshow(np.swapaxes(under, 0, 1), cmap="gray", vmin=0, vmax=1, **show)
-            if column == 2:
-                p = np.swapaxes(probability[cut].squeeze(axis), 0, 1)
-                shown = ax.imshow(np.ma.masked_less(p, 0.05), cmap="inferno", vmin=0, vmax=1, alpha=0.8, **show)
-                if outline is not None:
-                    ax.contour(np.swapaxes(outline[cut].squeeze(axis), 0, 1), [0.5], colors="cyan", linewidths=1)
+            ax.imshow(self.cut(volume, row), cmap="gray", vmin=0, vmax=1, **self.show(row))
             if row == 0:
                 ax.set_title(title, color="white")
             ax.set_axis_off()
+            across, up = (a for a in range(3) if a != axis)
             style = {"transform": ax.transAxes, "color": "white", "fontsize": 9}
-            ax.text(0.01, 0.5, names[across][0], **style)
-            ax.text(0.95, 0.5, names[across][1], **style)
-            ax.text(0.5, 0.01, names[up][0], **style)
-            ax.text(0.5, 0.95, names[up][1], **style)
-    bar = figure.colorbar(shown, ax=axes[:, 2], shrink=0.4)
-    bar.ax.tick_params(colors="white")
+            ax.text(0.01, 0.5, self.NAMES[across][0], **style)
+            ax.text(0.95, 0.5, self.NAMES[across][1], **style)
+            ax.text(0.5, 0.01, self.NAMES[up][0], **style)
+            ax.text(0.5, 0.95, self.NAMES[up][1], **style)
+        return figure, axes
+
+
+def grey(volume: np.ndarray, brain: np.ndarray) -> np.ndarray:
+    """Return a volume as a share of what is almost its largest in the brain, 0 to 1."""
+    return np.clip(volume / max(np.percentile(volume[brain], 99), 1e-6), 0, 1)
+
+
+def numbers(table: GradientTable) -> tuple[np.ndarray, np.ndarray]:
+    """Return b-values and directions."""
+    return table.bvals.numpy(), table.bvecs.numpy()
+
+
+def save_black(path: Path, figure: Figure) -> None:
+    """Write a figure on black."""
     with matplotlib.rc_context({"savefig.facecolor": "black"}):
         save_figure(path, figure)
