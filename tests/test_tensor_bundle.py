@@ -86,7 +86,8 @@ def test_maps_are_in_the_world_whatever_the_storage_order(trained):
         record = json.loads((out / f"{codes}_report.json").read_text())
         assert record["brain_ml"] > 0
         assert record["median_fa"] == pytest.approx(np.median(maps[codes, "fa"][maps[codes, "brain"] > 0]), abs=1e-3)
-        assert Image.open(out / f"{codes}_report.png").size[0] > 1000
+        with Image.open(out / f"{codes}_report.png") as picture:
+            assert picture.size[0] > 1000
     assert maps["LAS", "tensor"].shape[3] == 6
     for name in ("tensor", "fa", "md"):
         scale = np.abs(maps["LAS", name]).max()
