@@ -14,7 +14,7 @@ import matplotlib
 import numpy as np
 from scipy import stats
 
-from eqdmri_monai.files.writing import markdown_table, read_rows
+from eqdmri_monai.files.writing import markdown_table, read_rows, replace_part
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -43,9 +43,7 @@ def main() -> None:
     results = [read_rows(options.results / f"{name}.csv") for name in FILES]
     scans = results[1]
     for page, tables_of in PAGES.items():
-        file = options.root / page
-        before, after = file.read_text().split(BEGIN)[0], file.read_text().split(END)[1]
-        file.write_text(f"{before}{BEGIN}\n\n{tables_of(*results)}\n{END}{after}")
+        replace_part(options.root / page, BEGIN, END, tables_of(*results))
     figures = options.root / "docs" / "study"
     figures.mkdir(exist_ok=True)
     if scans:

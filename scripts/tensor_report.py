@@ -1,17 +1,18 @@
-"""Tables of tensors from few directions, out of results/tensors: written into docs/tensors.md between two comments.
+"""Tables of tensors from few directions, out of results/tensors: written between two comments of three pages.
 
 Each head counts once, however many scans and choices of directions it has.
 """
 
 import argparse
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 
-from eqdmri_monai.files.writing import markdown_table, read_rows
+from eqdmri_monai.files.writing import markdown_table, read_rows, replace_part
 
 ROOT = Path(__file__).resolve().parents[1]
-BEGIN, END = "<!-- tables: written by scripts/tensor_report.py -->", "<!-- end of tables -->"
+BEGIN, END = "<!-- tables: written by scripts/tensor_report.py -->", "<!-- end of the tensors' tables -->"
 HEADS = ("bangalore", "vanderbilt", "elition", "siemens", "toshiba", "canon")
 SCORES = {  # column: its title, digits
     "own_error": ("own error, share of the fit's", 2),
@@ -24,22 +25,32 @@ SCORES = {  # column: its title, digits
     "fa_bias_white": ("bias of FA, white matter", 3),
     "fa_bias": ("bias of FA, brain", 3),
 }
+BRIEF = ("own_error", "length", "angle", "fa", "fa_bias")  # on README and model card
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--results", type=Path, default=ROOT / "results" / "tensors")
-    parser.add_argument("--page", type=Path, default=ROOT / "docs" / "tensors.md")
+    parser.add_argument("--root", type=Path, default=ROOT, help="of the project whose pages are written")
     options = parser.parse_args()
-    page = options.page.read_text()
-    before, after = page.split(BEGIN)[0], page.split(END)[1]
-    options.page.write_text(f"{before}{BEGIN}\n\n{tables(options.results)}\n{END}{after}")
+    for page, tables_of in PAGES.items():
+        replace_part(options.root / page, BEGIN, END, tables_of(options.results))
+
+
+def scored(results: Path) -> list[dict[str, str]]:
+    """Return the lines of all scans, with what has the reference's noise taken off."""
+    return [row | without_reference_noise(row) for row in read_rows(results / "scans.csv")]
+
+
+def brief_table(results: Path) -> str:
+    """Return the table of README and model card: six directions, what was scored on all heads."""
+    rows = [row for row in scored(results) if row["directions"] == "6"]
+    return table_of_scores(rows, HEADS, BRIEF)
 
 
 def tables(results: Path) -> str:
-    """Return the page's tables."""
-    scans, turned = (read_rows(results / f"{name}.csv") for name in ("scans", "turned"))
-    scans = [row | without_reference_noise(row) for row in scans]
+    """Return the tables of the study's own page."""
+    scans, turned = scored(results), read_rows(results / "turned.csv")
     turned = [row for row in turned if row["head"] != "siemens"]  # its two scans are bent in opposite ways, not turned
     six = [row for row in scans if row["directions"] == "6"]
     parts = {
@@ -83,15 +94,15 @@ def by_head(rows: list[dict], column: str) -> dict[str, dict[str, float]]:
     return out
 
 
-def table_of_scores(rows: list[dict], heads: tuple[str, ...]) -> str:
+def table_of_scores(rows: list[dict], heads: tuple[str, ...], scores: Iterable[str] = tuple(SCORES)) -> str:
     """Return means over heads of what was scored on all of them."""
-    columns = {column: by_head(rows, column) for column in SCORES}
+    columns = {column: by_head(rows, column) for column in scores}
     lines = []
     for contender, of_heads in columns["angle"].items():
         if all(head in of_heads for head in heads):
-            means = [np.mean([columns[c][contender][head] for head in heads]) for c in SCORES]
-            lines.append([contender, *(f"{m:.{d}f}" for m, (_, d) in zip(means, SCORES.values(), strict=True))])
-    return markdown_table(["contender", *(title for title, _ in SCORES.values())], lines)
+            means = {c: np.mean([column[contender][head] for head in heads]) for c, column in columns.items()}
+            lines.append([contender, *(f"{mean:.{SCORES[c][1]}f}" for c, mean in means.items())])
+    return markdown_table(["contender", *(SCORES[c][0] for c in columns)], lines)
 
 
 def table_of_heads(rows: list[dict], column: str) -> str:
@@ -104,6 +115,8 @@ def table_of_heads(rows: list[dict], column: str) -> str:
     ]
     return markdown_table(["contender", *heads], lines)
 
+
+PAGES = {"docs/tensors.md": tables, "README.md": brief_table, "bundle/docs/README.md": brief_table}
 
 if __name__ == "__main__":
     main()

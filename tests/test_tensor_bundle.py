@@ -77,6 +77,9 @@ def test_maps_are_in_the_world_whatever_the_storage_order(trained):
             ["inference.yaml", "tensor_inference.yaml"],
             dwi=str(trained / f"{codes}.nii.gz"), weights=weights, output_dir=str(out),
         )  # fmt: skip
+        assert {path.name for path in out.iterdir()} == {
+            *(f"{codes}_{name}.nii.gz" for name in names), f"{codes}_report.json", f"{codes}_report.png"
+        }  # fmt: skip
         scan = nib.load(trained / f"{codes}.nii.gz")
         for name in names:
             image = nib.load(out / f"{codes}_{name}.nii.gz")

@@ -46,7 +46,7 @@ def test_noise_of_the_reference_is_taken_off(report):
         assert float(found["length"]) == pytest.approx((1 + own**2) ** 0.5, rel=0.05)
 
 
-def test_the_pages_tables_are_those_of_the_csv_files(report):
-    page = (ROOT / "docs" / "tensors.md").read_text()
-    shown = page.split(report.BEGIN)[1].split(report.END)[0].strip()
-    assert shown == report.tables(ROOT / "results" / "tensors").strip()
+@pytest.mark.parametrize("page", ["docs/tensors.md", "README.md", "bundle/docs/README.md"])
+def test_the_pages_tables_are_those_of_the_csv_files(report, page):
+    shown = (ROOT / page).read_text().split(report.BEGIN)[1].split(report.END)[0].strip()
+    assert shown == report.PAGES[page](ROOT / "results" / "tensors").strip()

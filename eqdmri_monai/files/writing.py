@@ -124,6 +124,12 @@ def written_whole(path: str | Path) -> Iterator[Path]:
         part.unlink(missing_ok=True)
 
 
+def replace_part(path: str | Path, begin: str, end: str, part: str) -> None:
+    """Replace what stands between two lines of a page, such as comments; all else stays."""
+    before, after = Path(path).read_text().split(f"{begin}\n")
+    Path(path).write_text(f"{before}{begin}\n\n{part.strip()}\n\n{end}{after.split(end, 1)[1]}")
+
+
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Return a table in Markdown, numbers to the right of a first column of names; nothing where there are no rows."""
     lines = [header, ["-"] + ["-:"] * (len(header) - 1), *rows] if rows else []

@@ -13,6 +13,7 @@ from eqdmri_monai.files.writing import (
     part_of,
     put_together,
     read_rows,
+    replace_part,
     written_whole,
 )
 
@@ -116,3 +117,11 @@ def test_rows_are_added_to_a_table_of_the_same_columns(tmp_path):
     assert read_rows(table) == [{"name": "a, b", "value": "1"}, {"name": "c", "value": ""}]
     with pytest.raises(ValueError, match="name another table"):
         append_row(table, {"name": "d"})
+
+
+def test_a_part_of_a_page_is_replaced_and_the_rest_stays(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("first\n<begin>\nold\n<end>\nlast\n<end>\n")
+    for part in ("new\n", "newer"):
+        replace_part(page, "<begin>", "<end>", part)
+    assert page.read_text() == "first\n<begin>\n\nnewer\n\n<end>\nlast\n<end>\n"
