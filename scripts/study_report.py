@@ -23,6 +23,8 @@ ROOT = Path(__file__).resolve().parents[1]
 BEGIN, END = "<!-- tables: written by scripts/study_report.py -->", "<!-- end of tables -->"
 HEADS = ("bangalore", "vanderbilt", "elition", "siemens", "toshiba", "canon")
 FIRST_VIEWS = {"toshiba": "dwi_toshiba12_rotated/ortho", "canon": "dwi_canon12_rotated/ax_ortho"}
+SHIPPED = ("forest", "both")  # contender, data
+SMALL = 0.2  # ml, as in study.py
 FILES = ("runs", "scans", "schemes")
 SCHEMES = {
     "6": "6",
@@ -234,7 +236,23 @@ def summary(runs: list[dict], scans: list[dict], schemes: list[dict]) -> str:
         "calibration error",
         "ml in healthy heads",
     ]
-    return markdown_table(header, rows)
+    shipped = [lines for key, lines in complete(scans).items() if key[:2] == SHIPPED]
+    return "\n".join([markdown_table(header, rows), *(failures(lines) for lines in shipped[-1:])])
+
+
+def failures(scans: list[dict]) -> str:
+    """Return in a sentence where it fails."""
+
+    def percent(column: str) -> str:
+        return f"{100 * mean_and_interval(by_head(scans, number(column)).values())[0]:.0f} %"
+
+    called = [float(row["predicted_ml"]) for row in scans if row["kind"] == "healthy"]
+    return (
+        f"`{SHIPPED[0]}` finds {percent('lesion_sensitivity_faint')} of faint lesions and "
+        f"{percent('lesion_sensitivity_small')} of those below {SMALL} ml; {percent('lesion_precision')} of what it calls a "
+        f"lesion is one. In heads without any it calls {min(called):.1f} to {max(called):.1f} ml, by scanner and field of "
+        "view.\n"
+    )
 
 
 # where tables stand between the two comments
