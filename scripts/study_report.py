@@ -249,8 +249,8 @@ def failures(scans: list[dict]) -> str:
     called = [float(row["predicted_ml"]) for row in scans if row["kind"] == "healthy"]
     return (
         f"`{SHIPPED[0]}` finds {percent('lesion_sensitivity_faint')} of faint lesions and "
-        f"{percent('lesion_sensitivity_small')} of those below {SMALL} ml; {percent('lesion_precision')} of what it calls a "
-        f"lesion is one. In heads without any it calls {min(called):.1f} to {max(called):.1f} ml, by scanner and field of "
+        f"{percent('lesion_sensitivity_small')} of those below {SMALL} ml; {percent('lesion_precision')} of what it calls "
+        f"lesions are. In heads without any it calls {min(called):.1f} to {max(called):.1f} ml, by scanner and field of "
         "view.\n"
     )
 
