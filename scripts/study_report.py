@@ -246,12 +246,12 @@ def failures(scans: list[dict]) -> str:
     def percent(column: str) -> str:
         return f"{100 * mean_and_interval(by_head(scans, number(column)).values())[0]:.0f} %"
 
+    faint, small = percent("lesion_sensitivity_faint"), percent("lesion_sensitivity_small")
     called = [float(row["predicted_ml"]) for row in scans if row["kind"] == "healthy"]
     return (
-        f"`{SHIPPED[0]}` finds {percent('lesion_sensitivity_faint')} of faint lesions and "
-        f"{percent('lesion_sensitivity_small')} of those below {SMALL} ml; {percent('lesion_precision')} of what it calls "
-        f"lesions are. In heads without any it calls {min(called):.1f} to {max(called):.1f} ml, by scanner and field of "
-        "view.\n"
+        f"`{SHIPPED[0]}` finds {faint} of faint lesions and {small} of those below {SMALL} ml; "
+        f"{percent('lesion_precision')} of what it calls lesions are. In heads without any it calls {min(called):.1f} to "
+        f"{max(called):.1f} ml, by scanner and field of view.\n"
     )
 
 
