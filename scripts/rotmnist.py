@@ -37,7 +37,7 @@ PAPER = {"Trivial": 1.58, "T1y": 1.49, "T2": 1.44, "SO2": 1.42, "SO2xR": 1.27, "
 
 
 def pixels(radius: float = 1.0) -> tuple[Tensor, Tensor]:
-    """Return which of the 28 × 28 pixels lie in the inscribed circle, and where (1, N, 2), the circle of that radius."""
+    """Return which of the 28 × 28 pixels lie in the inscribed circle, and where (1, N, 2), given its radius."""
     axis = (torch.arange(28.0) - 13.5) / 13.5
     places = torch.cartesian_prod(axis, axis)
     inside = places.norm(dim=1) <= 1.0
