@@ -250,8 +250,8 @@ def failures(scans: list[dict]) -> str:
     called = [float(row["predicted_ml"]) for row in scans if row["kind"] == "healthy"]
     return (
         f"`{SHIPPED[0]}` finds {faint} of faint lesions and {small} of those below {SMALL} ml; "
-        f"{percent('lesion_precision')} of what it calls lesions are. In heads without any it calls {min(called):.1f} to "
-        f"{max(called):.1f} ml, by scanner and field of view.\n"
+        f"{percent('lesion_precision')} of what it calls lesions are. In heads without any it calls "
+        f"{min(called):.1f} to {max(called):.1f} ml, by scanner and field of view.\n"
     )
 
 

@@ -102,7 +102,7 @@ class _Spectrum(torch.autograd.Function):
         o, i, k = weight.shape[:3]
         w = torch.einsum("fx,oixyz->foiyz", t.kernel_x, weight.to(t.kernel_x.dtype))
         w = torch.einsum("gy,foiyz->fgozi", t.kernel_y, w)
-        kernel = weight.new_empty(len(t.kernel_x), len(t.kernel_y), 2, o, 2, k, i)
+        kernel = weight.new_empty((len(t.kernel_x), len(t.kernel_y), 2, o, 2, k, i))  # as a tuple, as MONAI wants it
         kernel[:, :, 0, :, 0] = kernel[:, :, 1, :, 1] = w.real
         kernel[:, :, 1, :, 0] = w.imag
         torch.neg(w.imag, out=kernel[:, :, 0, :, 1])
@@ -154,7 +154,7 @@ class _FourierConv(torch.autograd.Function):
         ctx.save_for_backward(x, kernel)
         ctx.transform, ctx.reach = t, reach
         channels = len(kernel) if kernel.ndim == 5 else kernel.shape[1] // 2
-        padded, y = pad(x, (reach, reach)), x.new_empty(len(x), channels, *x.shape[2:])
+        padded, y = pad(x, (reach, reach)), x.new_empty((len(x), channels, *x.shape[2:]))
         for n, (t_part, part) in enumerate(_kernel_parts(kernel, t, reach, x.shape[1])):
             for items, z in _blocks(x, part):
                 here, there = y[items, ..., z], padded[items, ..., z.start : z.stop + 2 * reach]

@@ -204,6 +204,12 @@ def test_metadata_of_a_scan_reaches_the_logits(recompute):
     torch.testing.assert_close(gradient, net.p_layers[0].bias.grad)
 
 
+def test_q_vectors_may_be_monais_tensors():
+    net, q = network({}), random_scheme(5, 1.0)
+    image = torch.randn(1, 6, 8, 8, 8)
+    torch.testing.assert_close(net(image, MetaTensor(q)).as_tensor(), net(image, q))
+
+
 def test_with_recomputation_only_the_input_grows_with_the_number_of_volumes():
     def saved(net: PQNet, directions: int) -> tuple[int, int]:
         """Numbers kept for the backward pass, each piece of memory counted once, and numbers of the image."""
