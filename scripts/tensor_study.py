@@ -265,7 +265,7 @@ def unmoved(image: MetaTensor, brain: MetaTensor) -> MetaTensor:
 
 
 def by_mppca(part: Part) -> np.ndarray:
-    return mppca(part.signal, mask=part.brain, patch_radius=2)
+    return np.nan_to_num(mppca(part.signal, mask=part.brain, patch_radius=2))
 
 
 def by_nlmeans(part: Part) -> np.ndarray:

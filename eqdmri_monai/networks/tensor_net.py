@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from e3nn import o3
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from eqdmri_monai.bases import FilterBasis, q_space, tp1
 from eqdmri_monai.networks.pq_net import PQNet
@@ -88,13 +89,17 @@ class PlainTensorNet(nn.Module):
     ----------
     correction : nn.Module
         From log S0 and six components (B, 7, X, Y, Z) to six (B, 6, X, Y, Z).
+    multiple : int
+        Of voxels, to which arrays are filled up with 0 for it: 2 for each time that it halves them.
     """
 
-    def __init__(self, correction: nn.Module):
+    def __init__(self, correction: nn.Module, *, multiple: int = 1):
         super().__init__()
-        self.correction = correction
+        self.correction, self.multiple = correction, multiple
 
     def forward(self, image: Tensor, q: Tensor) -> Tensor:
         """Return tensors (B, 6, X, Y, Z) of an image (B, Q, X, Y, Z) and q-vectors, as `TensorNet` does."""
         tensor, log_s0 = fit_tensor(image, q[0] if q.ndim == 3 else q)
-        return tensor + TensorNet.START * self.correction(torch.cat([log_s0[:, None], tensor], dim=1))
+        x, sizes = torch.cat([log_s0[:, None], tensor], dim=1), tensor.shape[2:]
+        x = pad(x, [n for size in reversed(sizes) for n in (0, -size % self.multiple)])
+        return tensor + TensorNet.START * self.correction(x)[..., : sizes[0], : sizes[1], : sizes[2]]

@@ -43,3 +43,5 @@ def test_the_plain_one_is_a_fit_and_what_another_network_adds():
     tensor, log_s0 = fit_tensor(image, q)
     added = TensorNet.START * net.correction(torch.cat([log_s0[:, None], tensor], dim=1))
     torch.testing.assert_close(net(image, q[None]), tensor + added)
+    halving = torch.nn.Sequential(torch.nn.AvgPool3d(2), torch.nn.Upsample(scale_factor=2), net.correction)
+    assert PlainTensorNet(halving, multiple=2)(image, q).shape == tensor.shape
