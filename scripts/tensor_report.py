@@ -37,26 +37,28 @@ def main() -> None:
         replace_part(options.root / page, BEGIN, END, tables_of(options.results))
 
 
-def scored(results: Path) -> list[dict[str, str]]:
-    """Return the lines of all scans, with what has the reference's noise taken off."""
-    return [row | without_reference_noise(row) for row in read_rows(results / "scans.csv")]
+def scored(file: Path) -> list[dict[str, str]]:
+    """Return the lines of scans, with what has the reference's noise taken off."""
+    return [row | without_reference_noise(row) for row in read_rows(file)]
 
 
 def brief_table(results: Path) -> str:
     """Return the table of README and model card: six directions, what was scored on all heads."""
-    rows = [row for row in scored(results) if row["directions"] == "6"]
+    rows = [row for row in scored(results / "scans.csv") if row["directions"] == "6"]
     return table_of_scores(rows, HEADS, BRIEF)
 
 
 def tables(results: Path) -> str:
     """Return the tables of the study's own page."""
-    scans, turned = scored(results), read_rows(results / "turned.csv")
+    scans, turned = scored(results / "scans.csv"), read_rows(results / "turned.csv")
     turned = [row for row in turned if row["head"] != "siemens"]  # its two scans are bent in opposite ways, not turned
+    known = [row | {"contender": "tensor_mean, heads known"} for row in scored(results / "known.csv")]
+    known = [row for row in known if row["directions"] == "6"]
     six = [row for row in scans if row["directions"] == "6"]
     parts = {
         "Six directions: errors, means over six heads": table_of_scores(six, HEADS),
         "Six directions: own error of the anisotropic part in white matter, share of the fit's": table_of_heads(
-            [row for row in six if row["contender"] != "halves"], "own_error"
+            [row for row in six + known if row["contender"] != "halves"], "own_error"
         ),
         "Six directions: median angle between principal directions in white matter, degrees": table_of_heads(
             six, "angle"

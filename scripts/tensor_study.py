@@ -2,6 +2,7 @@
 
     python scripts/tensor_study.py tensors --data folder/of/scans
     python scripts/tensor_study.py tensors --data folder/of/scans --contenders tensor_mean --left_out none  # to ship
+    python scripts/tensor_study.py tensors --data folder/of/scans --contenders tensor_mean --known  # on known heads
 
 Of each scan some directions are given to a contender, and dipy's weighted fit of all the others is the reference, so
 that the two share no noise but that of the b0. Each line of results/tensors/scans.csv is one contender on one such
@@ -66,13 +67,15 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=600, help="of training, each of four crops of one scan")
     parser.add_argument("--contenders", nargs="*", default=CONTENDERS)
     parser.add_argument("--left_out", nargs="*", help="these scanners alone; none: train on all")
+    parser.add_argument("--known", action="store_true", help="score what was trained on all heads: known.csv")
     options = parser.parse_args()
     scanners = options.left_out or sorted({scanner for scanner, _ in HEADS.values()})
     options.results.mkdir(parents=True, exist_ok=True)
     for contender, scanner in itertools.product(options.contenders, scanners):
+        left_out = "none" if options.known else scanner
         if contender in NETWORKS:
-            trained(options.folder / f"{contender}_{scanner}", options.data, contender, scanner, options.steps)
-        judge(options, contender, scanner)
+            trained(options.folder / f"{contender}_{left_out}", options.data, contender, left_out, options.steps)
+        judge(options, contender, scanner, left_out)
 
 
 def views_of(scanner: str) -> Iterator[tuple[str, str]]:
@@ -126,18 +129,19 @@ def config_files(contender: str) -> list[str]:
     return [str(TRAIN / "train.yaml"), str(TRAIN / "tensor_train.yaml")] + [str(own)] * own.exists()
 
 
-def judge(options: argparse.Namespace, contender: str, scanner: str) -> None:
+def judge(options: argparse.Namespace, contender: str, scanner: str, left_out: str) -> None:
     """Score a contender on all scans of a scanner, and how well turned fields of view of a head agree."""
     method = contender
     if contender in NETWORKS:
-        run = options.folder / f"{contender}_{scanner}"
+        run = options.folder / f"{contender}_{left_out}"
         method = Network(run / "model.pt", run, contender)
+    scans, turned = options.results / ("known.csv" if options.known else "scans.csv"), options.results / "turned.csv"
     for head, view in views_of(scanner):
-        row = {"contender": contender, "left_out": scanner, "head": head, "view": view}
+        row = {"contender": contender, "left_out": left_out, "head": head, "view": view}
         for directions, subsets in SUBSETS.items():
             for subset in range(subsets):
                 choice = row | {"directions": directions, "subset": subset}
-                if finished(choice, options.results / "scans.csv"):
+                if finished(choice, scans):
                     continue
                 part = Part.of(options.data, view, directions, subset)
                 if part is None or not part.suits(contender):
@@ -147,13 +151,13 @@ def judge(options: argparse.Namespace, contender: str, scanner: str) -> None:
                 choice["seconds"] = round(time.monotonic() - start, 1)
                 seen = part.seen(contender)
                 choice |= scores(tensor, reference, seen) | part.squares(tensor, reference, seen)
-                append(options.results / "scans.csv", choice)
+                append(scans, choice)
                 print(time.strftime("%H:%M"), *list(choice.values())[:9], flush=True)
         world = next(world for _, worlds in HEADS.values() for world in worlds if view in world)
-        if view != world[0] and contender in TURNED and not finished(row, options.results / "turned.csv"):
+        if view != world[0] and contender in TURNED and not (options.known or finished(row, turned)):
             pair = [Part.of(options.data, v, 6, 0) for v in (world[0], view)]
             agreed = agreement(*pair, *(part.tensors(method)[0] for part in pair))
-            append(options.results / "turned.csv", row | agreed)
+            append(turned, row | agreed)
 
 
 @dataclass
