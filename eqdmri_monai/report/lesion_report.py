@@ -1,21 +1,19 @@
 """What a lesion map measures, and its picture."""
 
 from collections.abc import Hashable, Mapping
-from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 from monai.config import KeysCollection
-from monai.transforms import MapTransform
 
 from eqdmri_monai.gradients import GradientTable
 from eqdmri_monai.metrics import lesions
 from eqdmri_monai.report.picture import picture
-from eqdmri_monai.report.record import SaveRecordd, ml_of_voxel
+from eqdmri_monai.report.record import SavePictured, SaveRecordd, ml_of_voxel
 from eqdmri_monai.transforms.scan import file_of
 
 
-class SaveReportd(MapTransform):
+class SaveReportd(SavePictured):
     """Write a record of lesions, and a picture, beside each probability map.
 
     Parameters
@@ -34,10 +32,10 @@ class SaveReportd(MapTransform):
     """
 
     def __init__(self, keys: KeysCollection, *, record: SaveRecordd, threshold: float):
-        super().__init__(keys)
+        super().__init__(keys, record=record)
         if not isinstance(threshold, int | float) or not 0 < threshold <= 1:
             raise ValueError(f"threshold must be a probability above 0, such as 0.5, not {threshold!r}")
-        self.record, self.threshold = record, threshold
+        self.threshold = threshold
 
     def __call__(self, data: Mapping[Hashable, object]) -> dict[Hashable, object]:
         """Return data unchanged."""
@@ -55,15 +53,6 @@ class SaveReportd(MapTransform):
         picture(png, dwi, table, scan.affine, probability[0].numpy(), brain)
         return dict(data)
 
-    def begin(self) -> None:
-        """Count a scan's seconds from now."""
-        self.record.begin()
-
-    def outputs(self, scan: Mapping[str, str]) -> list[Path]:
-        """Return the paths of a scan's record and picture."""
-        (path,) = self.record.outputs(scan)
-        return [path, path.with_suffix(".png")]
-
     def identity(self, scan: Mapping[str, str | None]) -> dict[str, object]:
         """Return what decides a map; see `SaveRecordd.identity`."""
-        return {**self.record.identity(scan), "threshold": self.threshold}
+        return {**super().identity(scan), "threshold": self.threshold}

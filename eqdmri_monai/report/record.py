@@ -155,3 +155,31 @@ class SaveRecordd(MapTransform):
 def ml_of_voxel(path: str | Path) -> float:
     """Return the volume of a voxel of a file, ml."""
     return float(abs(np.linalg.det(nib.load(path).affine[:3, :3]))) * 1e-3
+
+
+class SavePictured(MapTransform):
+    """What writes a record and, beside it, a picture of the same name; what is in both is the subclass's.
+
+    Parameters
+    ----------
+    keys : keys
+    record : SaveRecordd
+        Writes the record.
+    """
+
+    def __init__(self, keys: KeysCollection, *, record: SaveRecordd):
+        super().__init__(keys)
+        self.record = record
+
+    def begin(self) -> None:
+        """Count a scan's seconds from now."""
+        self.record.begin()
+
+    def outputs(self, scan: Mapping[str, str]) -> list[Path]:
+        """Return the paths of a scan's record and picture."""
+        (path,) = self.record.outputs(scan)
+        return [path, path.with_suffix(".png")]
+
+    def identity(self, scan: Mapping[str, str | None]) -> dict[str, object]:
+        """Return what decides a map; see `SaveRecordd.identity`."""
+        return self.record.identity(scan)

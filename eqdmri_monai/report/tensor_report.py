@@ -1,23 +1,20 @@
 """What lies beside the maps of a diffusion tensor: a record, and a picture."""
 
 from collections.abc import Hashable, Mapping
-from pathlib import Path
 
 import nibabel as nib
 import numpy as np
-from monai.config import KeysCollection
-from monai.transforms import MapTransform
 from scipy import ndimage
 
 from eqdmri_monai.gradients import GradientTable
 from eqdmri_monai.report.picture import Planes, colour_fa, numbers, save_black
-from eqdmri_monai.report.record import SaveRecordd
+from eqdmri_monai.report.record import SavePictured
 from eqdmri_monai.transforms.scan import file_of
 
 SHOWN = 2e-3  # mm²/s, the diffusivity that is shown white
 
 
-class SaveTensorReportd(MapTransform):
+class SaveTensorReportd(SavePictured):
     """Write a record, and a picture: colour FA of the plain fit and of the maps, their FA and MD, in three planes.
 
     Parameters
@@ -28,10 +25,6 @@ class SaveTensorReportd(MapTransform):
     record : SaveRecordd
         Writes the record, to which this adds medians over the brain.
     """
-
-    def __init__(self, keys: KeysCollection, *, record: SaveRecordd):
-        super().__init__(keys)
-        self.record = record
 
     def __call__(self, data: Mapping[Hashable, object]) -> dict[Hashable, object]:
         """Return data unchanged."""
@@ -51,16 +44,3 @@ class SaveTensorReportd(MapTransform):
         }
         save_black(png, planes.figure(columns)[0])
         return dict(data)
-
-    def begin(self) -> None:
-        """Count a scan's seconds from now."""
-        self.record.begin()
-
-    def outputs(self, scan: Mapping[str, str]) -> list[Path]:
-        """Return the paths of a scan's record and picture."""
-        (path,) = self.record.outputs(scan)
-        return [path, path.with_suffix(".png")]
-
-    def identity(self, scan: Mapping[str, str | None]) -> dict[str, object]:
-        """Return what decides the maps; see `SaveRecordd.identity`."""
-        return self.record.identity(scan)
