@@ -10,18 +10,14 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-import matplotlib
 import numpy as np
+from head_figure import HEADS, figure_of_heads
 from scipy import stats
 
 from eqdmri_monai.files.writing import markdown_table, read_rows, replace_part
 
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
-
 ROOT = Path(__file__).resolve().parents[1]
 BEGIN, END = "<!-- tables: written by scripts/study_report.py -->", "<!-- end of tables -->"
-HEADS = ("bangalore", "vanderbilt", "elition", "siemens", "toshiba", "canon")
 FIRST_VIEWS = {"toshiba": "dwi_toshiba12_rotated/ortho", "canon": "dwi_canon12_rotated/ax_ortho"}
 SHIPPED = ("forest", "both")  # contender, data
 SMALL = 0.2  # ml, as in study.py
@@ -49,7 +45,8 @@ def main() -> None:
     figures = options.root / "docs" / "study"
     figures.mkdir(exist_ok=True)
     if scans:
-        figure_of_heads(scans, figures / "heads.png")
+        values = {name_of(key): by_head(x, number("average_precision")) for key, x in complete(scans).items()}
+        figure_of_heads(values, "average precision on a scanner left out", figures / "heads.png")
 
 
 def tables(runs: list[dict], scans: list[dict], schemes: list[dict]) -> str:
@@ -197,24 +194,6 @@ def table_of_schemes(scans: list[dict]) -> str:
                 cells = (show(of_heads.get(head, math.nan)) for of_heads in schemes)
                 rows.append([name_of(key), head, *cells])
     return markdown_table(["contender, data, cohort", "head", *SCHEMES.values()], rows)
-
-
-def figure_of_heads(scans: list[dict], file: Path) -> None:
-    """Draw average precision: a point for each head, a bar for the mean over heads."""
-    groups = complete(scans)
-    figure, axes = plt.subplots(figsize=(9, 2 + 0.35 * len(groups)), layout="constrained")
-    for k, lines in enumerate(groups.values()):
-        heads = by_head(lines, number("average_precision"))
-        axes.barh(k, np.mean(list(heads.values())), color="0.85")
-        for head, value in heads.items():
-            axes.plot(value, k, "o", color=f"C{HEADS.index(head)}", label=head if k == 0 else None)
-    axes.set_yticks(range(len(groups)), [name_of(key) for key in groups])
-    axes.invert_yaxis()
-    axes.set_xlabel("average precision on a scanner left out")
-    handles = [plt.Line2D([], [], marker="o", ls="", color=f"C{k}") for k in range(len(HEADS))]
-    figure.legend(handles, HEADS, fontsize="small", loc="outside right upper")
-    figure.savefig(file, dpi=110)
-    plt.close(figure)
 
 
 def summary(runs: list[dict], scans: list[dict], schemes: list[dict]) -> str:

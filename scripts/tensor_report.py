@@ -8,12 +8,12 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
+from head_figure import HEADS, figure_of_heads
 
 from eqdmri_monai.files.writing import markdown_table, read_rows, replace_part
 
 ROOT = Path(__file__).resolve().parents[1]
 BEGIN, END = "<!-- tables: written by scripts/tensor_report.py -->", "<!-- end of the tensors' tables -->"
-HEADS = ("bangalore", "vanderbilt", "elition", "siemens", "toshiba", "canon")
 SCORES = {  # column: its title, digits
     "own_error": ("own error, share of the fit's", 2),
     "length": ("anisotropy, share of the true", 2),
@@ -35,6 +35,10 @@ def main() -> None:
     options = parser.parse_args()
     for page, tables_of in PAGES.items():
         replace_part(options.root / page, BEGIN, END, tables_of(options.results))
+    rows = [row for row in scored(options.results / "scans.csv") if row["directions"] == "6"]
+    values = {name: x for name, x in by_head(rows, "own_error").items() if name != "halves" and len(x) == len(HEADS)}
+    title = "six directions, a scanner left out: own error of the anisotropic part, share of the fit's"
+    figure_of_heads(values, title, options.root / "docs" / "tensors" / "heads.png")
 
 
 def scored(file: Path) -> list[dict[str, str]]:

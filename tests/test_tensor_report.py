@@ -1,23 +1,15 @@
 """Tables of tensors: right on a few lines, and those on the page are those of the CSV files."""
 
-import importlib.util
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tensor_report as report
 
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.fixture(scope="module")
-def report():
-    spec = importlib.util.spec_from_file_location("tensor_report", ROOT / "scripts" / "tensor_report.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_a_head_counts_once_and_some_heads_have_no_mean(report):
+def test_a_head_counts_once_and_some_heads_have_no_mean():
     rows = [
         {"contender": contender, "head": head} | dict.fromkeys(report.SCORES, value)
         for contender, head, value in (
@@ -30,7 +22,7 @@ def test_a_head_counts_once_and_some_heads_have_no_mean(report):
     assert report.table_of_heads(rows, "angle").endswith("| wls | 2.0 | 4.0 |\n| net | – | 5.0 |\n")
 
 
-def test_noise_of_the_reference_is_taken_off(report):
+def test_noise_of_the_reference_is_taken_off():
     rng = np.random.default_rng(0)
     truth, noise = rng.normal(size=20000), rng.normal(size=(3, 20000))
     plain, reference, better = truth + noise[0], truth + 0.5 * noise[1], truth + 0.3 * noise[2]
@@ -47,6 +39,6 @@ def test_noise_of_the_reference_is_taken_off(report):
 
 
 @pytest.mark.parametrize("page", ["docs/tensors.md", "README.md", "bundle/docs/README.md"])
-def test_the_pages_tables_are_those_of_the_csv_files(report, page):
+def test_the_pages_tables_are_those_of_the_csv_files(page):
     shown = (ROOT / page).read_text().split(report.BEGIN)[1].split(report.END)[0].strip()
     assert shown == report.PAGES[page](ROOT / "results" / "tensors").strip()
