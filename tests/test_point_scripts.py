@@ -144,6 +144,22 @@ def test_molecules_are_read_and_unknown_elements_refused(tmp_path):
         load("Zz")
 
 
+def test_one_random_lift_a_point_makes_neighbourhoods_wide():
+    rotmnist = script("rotmnist")
+
+    def distance(group, radius):
+        _, places = rotmnist.pixels(radius)
+        net = rotmnist.LieResNet(rotmnist.GROUPS[group], 1, 10, channels=4, blocks=1, share=0.7).eval()
+        geometry = net.geometry(net.lift(places))
+        (pairs,), (kept,) = geometry.pairs, geometry.kept
+        apart = (places[0][pairs.index[0]] - places[0][kept[0], None]).norm(dim=-1)
+        return float(apart[pairs.mask[0]].mean()) / radius
+
+    assert distance("T2", 1.0) == pytest.approx(0.15, abs=0.01)
+    assert distance("SE2", 1.0) == pytest.approx(0.41, abs=0.02)  # near in angle as well
+    assert distance("SE2", 4.0) == pytest.approx(0.25, abs=0.02)
+
+
 @pytest.mark.slow
 def test_shapes_of_points_are_recognised_in_all_rotations(tmp_path):
     rows = run("point_shapes", tmp_path, "--seeds", 1, "--rotations", 100)
