@@ -197,9 +197,12 @@ def table_of_schemes(scans: list[dict]) -> str:
 
 
 def summary(runs: list[dict], scans: list[dict], schemes: list[dict]) -> str:
-    """Return what README and model card show: what was scored on all heads, in one table."""
+    """Return what README and model card show: what was scored on all heads, of the cohort of what ships."""
+    shipped = [key for key in complete(scans) if key[:2] == SHIPPED]
     rows = []
     for key, lines in complete(scans).items():
+        if shipped and key[4] != shipped[-1][4]:
+            continue
         heads = by_head(lines, number("average_precision"))
         mean, half = mean_and_interval(heads.values())
         cells = [name_of(key), *(show(heads[head], 2) for head in HEADS), f"{show(mean, 2)} ± {show(half, 2)}"]
@@ -215,8 +218,7 @@ def summary(runs: list[dict], scans: list[dict], schemes: list[dict]) -> str:
         "calibration error",
         "ml in healthy heads",
     ]
-    shipped = [lines for key, lines in complete(scans).items() if key[:2] == SHIPPED]
-    return "\n".join([markdown_table(header, rows), *(failures(lines) for lines in shipped[-1:])])
+    return "\n".join([markdown_table(header, rows), *(failures(complete(scans)[key]) for key in shipped[-1:])])
 
 
 def failures(scans: list[dict]) -> str:
