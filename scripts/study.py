@@ -1,10 +1,11 @@
 """The study: every contender is trained with one scanner left out and scored on that scanner's heads, in turn.
 
     python scripts/make_cohort.py study/cohort --data folder/of/scans
-    python scripts/study.py study --steps 400            # short form, two cores
+    python scripts/study.py study                        # short form, two cores
     python scripts/study.py study --steps 20000 --long   # long form, a GPU
-    python scripts/study.py study --steps 20000 --contenders pq_unet --left_out none   # weights to ship: all heads
-    python scripts/study.py study --schemes   # what was trained, on the same heads with other gradient schemes
+    python scripts/study.py study --contenders forest --left_out none   # weights to ship: all heads
+    python scripts/study.py study --schemes      # what was trained, on the same heads with other gradient schemes
+    python scripts/study.py study --thresholds   # ... and what is called lesion at other thresholds
 
 What to do is in configs/study/plan.yaml. Each finished run adds a line to results/study/runs.csv, and one for each
 scan to scans.csv; a run that has its line is not done again, and one that was cut off goes on from its checkpoint.
@@ -48,6 +49,7 @@ ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = ROOT / "configs" / "study"
 STRENGTHS = ("faint", "medium", "strong")
 SIZES = {"small": (0, 0.2), "middle": (0.2, 1.0), "large": (1.0, math.inf)}  # ml
+THRESHOLDS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)  # of the calibrated probability
 
 
 @dataclass(frozen=True)
@@ -76,11 +78,13 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="with the cohort; trainings and prepared scans go there too")
     parser.add_argument("--plan", type=Path, default=CONFIGS / "plan.yaml")
     parser.add_argument("--results", type=Path, default=ROOT / "results" / "study")
-    parser.add_argument("--steps", type=int, default=400, help="of training, each of four crops of one scan")
+    parser.add_argument("--steps", type=int, default=400, help="of training, where the plan does not say how many")
     parser.add_argument("--long", action="store_true", help="all lines of the plan")
     parser.add_argument("--contenders", nargs="*", help="these alone")
     parser.add_argument("--left_out", nargs="*", help="these scanners alone")
-    parser.add_argument("--schemes", action="store_true", help="score finished runs on other schemes: schemes.csv")
+    again = parser.add_mutually_exclusive_group()
+    again.add_argument("--schemes", action="store_true", help="score finished runs on other schemes: schemes.csv")
+    again.add_argument("--thresholds", action="store_true", help="... and at other thresholds: thresholds.csv")
     parser.add_argument("--set", nargs="*", default=[], help="of the configs, such as crops=8 amp=True; in every run")
     options = parser.parse_args()
 
@@ -89,15 +93,16 @@ def main() -> None:
     options.results.mkdir(parents=True, exist_ok=True)
     scanners = options.left_out or sorted({row["scanner"] for row in rows})
     settings = dict(word.split("=", 1) for word in options.set)
+    table = "schemes" if options.schemes else "thresholds" if options.thresholds else "runs"
     for run in planned(options.plan, scanners, options.steps, cohort, long=options.long):
         if run.contender not in (options.contenders or [run.contender]):
             continue
-        if finished(asdict(run), options.results / ("schemes.csv" if options.schemes else "runs.csv")):
+        if finished(asdict(run), options.results / f"{table}.csv"):
             continue
-        if options.schemes and not finished(asdict(run), options.results / "runs.csv"):
+        if table != "runs" and not finished(asdict(run), options.results / "runs.csv"):
             continue
         print(f"{time.strftime('%H:%M')} {run.name}", flush=True)
-        do(run, rows, options.folder, options.results, settings, schemes=options.schemes)
+        do(run, rows, options.folder, options.results, settings, table)
 
 
 def planned(plan: Path, scanners: list[str], steps: int, cohort: str, *, long: bool) -> Iterator[Run]:
@@ -107,9 +112,10 @@ def planned(plan: Path, scanners: list[str], steps: int, cohort: str, *, long: b
         if line.get("form") == "long" and not long:
             continue
         rates = [str(rate) for rate in line.get("learning_rates", ["own"])]
-        for words in itertools.product(line["seeds"], line["data"], rates, line["contenders"], scanners):
+        left_out = [scanner for scanner in scanners if scanner in line.get("left_out", scanners)]
+        for words in itertools.product(line["seeds"], line["data"], rates, line["contenders"], left_out):
             seed, data, rate, contender, scanner = words
-            run = Run(contender, data, scanner, seed, steps, rate, cohort)
+            run = Run(contender, data, scanner, seed, line.get("steps", steps), rate, cohort)
             if run not in seen:
                 seen.add(run)
                 yield run
@@ -145,11 +151,11 @@ def training_rows(rows: list[dict], run: Run) -> list[dict]:
     return rows
 
 
-def do(run: Run, rows: list[dict], folder: Path, results: Path, options: dict[str, str], *, schemes: bool) -> None:
-    """Train, predict, score, and write the lines."""
+def do(run: Run, rows: list[dict], folder: Path, results: Path, options: dict[str, str], table: str) -> None:
+    """Train, predict, score, and write the lines of a table: runs, schemes or thresholds."""
     out = folder / "runs" / run.name
     out.mkdir(parents=True, exist_ok=True)
-    section = "schemes" if schemes else "testing"
+    section = "schemes" if table == "schemes" else "testing"
     scans = {
         "training": training_rows(rows, run),
         "validation": [row for row in rows if row["section"] == "choice" and row["scanner"] != run.left_out],
@@ -175,10 +181,13 @@ def do(run: Run, rows: list[dict], folder: Path, results: Path, options: dict[st
         start = time.monotonic()
         prediction = predict(network, config, folder, row)
         seconds.append(time.monotonic() - start)
-        scored.append(asdict(run) | score(row, prediction, folder, calibrate, threshold))
-    if schemes:
+        if table == "thresholds":
+            scored += [asdict(run) | line for line in at_thresholds(row, prediction, folder, calibrate)]
+        else:
+            scored.append(asdict(run) | score(row, prediction, folder, calibrate, threshold))
+    if table != "runs":
         for row in scored:
-            append(results / "schemes.csv", row)
+            append(results / f"{table}.csv", row)
         return
     summary = asdict(run) | {
         "scans": len(scans["training"]),
@@ -421,6 +430,15 @@ def score(row: dict, prediction: tuple[np.ndarray, ...], folder: Path, calibrate
         found = sum(bool((probability[numbers == k] >= threshold).any()) for k in seen)
         out[f"lesion_sensitivity_{name}"] = found / len(seen) if seen else float("nan")
     return out
+
+
+def at_thresholds(row: dict, prediction: tuple[np.ndarray, ...], folder: Path, calibrate) -> Iterator[dict]:
+    """Yield what is called lesion in one scan at each of `THRESHOLDS`."""
+    for threshold in THRESHOLDS:
+        scores = score(row, prediction, folder, calibrate, threshold)
+        kept = ("head", "view", "kind", "number", "dice", "lesion_precision", "predicted_ml")
+        scores = {key: x for key, x in scores.items() if key in kept or key.startswith("lesion_sensitivity")}
+        yield {"threshold": threshold} | scores
 
 
 def over_heads(scored: list[dict]) -> dict:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
+import yaml
 from head_figure import HEADS, figure_of_heads
 from scipy import stats
 
@@ -20,8 +21,10 @@ ROOT = Path(__file__).resolve().parents[1]
 BEGIN, END = "<!-- tables: written by scripts/study_report.py -->", "<!-- end of tables -->"
 FIRST_VIEWS = {"toshiba": "dwi_toshiba12_rotated/ortho", "canon": "dwi_canon12_rotated/ax_ortho"}
 SHIPPED = ("forest", "both")  # contender, data
+THRESHOLD = yaml.safe_load((ROOT / "bundle/configs/forest_inference.yaml").read_text())["threshold"]
+ONE_HEAD = "vanderbilt"  # what the plan's short form scores all networks on
 SMALL = 0.2  # ml, as in study.py
-FILES = ("runs", "scans", "schemes")
+FILES = ("runs", "scans", "schemes", "thresholds")
 SCHEMES = {
     "6": "6",
     "10": "10",
@@ -39,17 +42,58 @@ def main() -> None:
     parser.add_argument("--root", type=Path, default=ROOT, help="of the project whose pages are written")
     options = parser.parse_args()
     results = [read_rows(options.results / f"{name}.csv") for name in FILES]
-    scans = results[1]
+    _, scans, schemes, _ = results
     for page, tables_of in PAGES.items():
         replace_part(options.root / page, BEGIN, END, tables_of(*results))
     figures = options.root / "docs" / "study"
     figures.mkdir(exist_ok=True)
-    if scans:
-        values = {name_of(key): by_head(x, number("average_precision")) for key, x in complete(scans).items()}
-        figure_of_heads(values, "average precision on a scanner left out", figures / "heads.png")
+    for name, (values, words) in pictures(scans, schemes).items():
+        if values:
+            figure_of_heads(values, f"average precision {words}", figures / f"{name}.png")
 
 
-def tables(runs: list[dict], scans: list[dict], schemes: list[dict]) -> str:
+def pictures(scans: list[dict], schemes: list[dict]) -> dict[str, tuple[dict[str, dict[str, float]], str]]:
+    """Return for each picture its series, by their names and heads, and what they are."""
+    precision, latest = number("average_precision"), {}
+    for (contender, data, *_), lines in sorted(complete(scans).items(), key=lambda item: item[0][4] == cohort(scans)):
+        latest[contender, data] = lines  # of several cohorts, that of what ships
+    contenders = {name: by_head(lines, precision) for (name, data), lines in latest.items() if data == SHIPPED[1]}
+    of_data = {data: by_head(lines, precision) for (name, data), lines in latest.items() if name == SHIPPED[0]}
+    turned = {}
+    for (name, data), lines in latest.items():
+        if data == SHIPPED[1]:
+            turned[name], turned[f"{name}, turned"] = views(lines)
+    of_schemes = {
+        words: by_head([line for line in shipped(schemes) if line["scheme"] == scheme], precision)
+        for scheme, words in SCHEMES.items()
+    }
+    return {
+        "heads": (contenders, "on a scanner left out"),
+        "networks": (on_one(scans), f"on {ONE_HEAD}, its scanner left out"),
+        "data": (of_data, f"of {SHIPPED[0]}, by training data"),
+        "turned": (turned, "in the first field of view and in turned ones"),
+        "schemes": (of_schemes, f"of {SHIPPED[0]}, by directions"),
+    }
+
+
+def on_one(scans: list[dict]) -> dict[str, dict[str, float]]:
+    """Return average precision on the head that all contenders of the short form are scored on, the best first."""
+    out = {}
+    for (contender, data, steps, _, whose), lines in grouped(scans).items():
+        if data == SHIPPED[1] and whose == cohort(scans):
+            name = f"{contender}, {steps} steps" if steps else contender
+            out[name] = by_head([line for line in lines if line["head"] == ONE_HEAD], number("average_precision"))
+    return dict(sorted(((k, v) for k, v in out.items() if v), key=lambda item: -item[1][ONE_HEAD]))
+
+
+def views(scans: list[dict]) -> tuple[dict[str, float], dict[str, float]]:
+    """Return average precision by head in the first field of view and in turned ones, of heads that have both."""
+    first = [line for line in scans if line["view"] in FIRST_VIEWS.values()]
+    turned = [line for line in scans if Path(line["view"]).name in TURNED]
+    return by_head(first, number("average_precision")), by_head(turned, number("average_precision"))
+
+
+def tables(runs: list[dict], scans: list[dict], schemes: list[dict], thresholds: list[dict]) -> str:
     """Return the page's tables."""
     if not runs:
         return "No run is finished yet.\n"
@@ -62,7 +106,14 @@ def tables(runs: list[dict], scans: list[dict], schemes: list[dict]) -> str:
             "The same heads turned: average precision in the first field of view and in the turned ones",
             table_of_turns(scans),
         ),
-        ("One set of lesions seen by fewer directions: average precision", table_of_schemes(schemes)),
+        (
+            f"One set of lesions seen by fewer directions: average precision of `{SHIPPED[0]}`",
+            table_of_schemes(shipped(schemes)),
+        ),
+        (
+            f"What `{SHIPPED[0]}` calls lesion, by threshold; in brackets the head with the most",
+            table_of_thresholds(shipped(thresholds)),
+        ),
     ):
         if table:
             parts.append(f"**{title}**\n\n{table}")
@@ -75,6 +126,16 @@ def grouped(rows: Iterable[dict]) -> dict[tuple, list[dict]]:
     for row in rows:
         out[row["contender"], row["data"], int(row["steps"]), row["learning_rate"], row["cohort"]].append(row)
     return dict(sorted(out.items()))
+
+
+def cohort(scans: list[dict]) -> str:
+    """Return the cohort of what ships, or the last one where it has no lines."""
+    return (shipped(scans) or scans)[-1]["cohort"] if scans else ""
+
+
+def shipped(rows: list[dict]) -> list[dict]:
+    """Return the lines of what ships."""
+    return [row for row in rows if (row["contender"], row["data"]) == SHIPPED]
 
 
 def by_head(rows: list[dict], value: Callable[[dict], float], kind: str = "implanted") -> dict[str, float]:
@@ -173,35 +234,39 @@ def table_of_classes(scans: list[dict]) -> str:
 def table_of_turns(scans: list[dict]) -> str:
     rows = []
     for key, lines in complete(scans).items():
-        cells = [name_of(key)]
-        for head, first in FIRST_VIEWS.items():
-            ours = [line for line in lines if line["head"] == head]
-            straight = by_head([line for line in ours if line["view"] == first], number("average_precision"))
-            turned = by_head([line for line in ours if Path(line["view"]).name in TURNED], number("average_precision"))
-            cells += [show(straight.get(head, math.nan)), show(turned.get(head, math.nan))]
-        rows.append(cells)
+        first, turned = views(lines)
+        cells = [show(part.get(head, math.nan)) for head in FIRST_VIEWS for part in (first, turned)]
+        rows.append([name_of(key), *cells])
     return markdown_table(
         ["contender, data, cohort", *(f"{h} {w}" for h in FIRST_VIEWS for w in ("first", "turned"))], rows
     )
 
 
 def table_of_schemes(scans: list[dict]) -> str:
+    schemes = {s: by_head([x for x in scans if x["scheme"] == s], number("average_precision")) for s in SCHEMES}
+    rows = [[head, *(show(schemes[s].get(head, math.nan)) for s in SCHEMES)] for head in HEADS]
+    rows.append(["mean", *(show(mean_and_interval(schemes[s].values())[0]) for s in SCHEMES)])
+    return markdown_table(["head", *SCHEMES.values()], rows) if scans else ""
+
+
+def table_of_thresholds(scans: list[dict]) -> str:
     rows = []
-    for key, lines in grouped(scans).items():
-        schemes = [by_head([x for x in lines if x["scheme"] == s], number("average_precision")) for s in SCHEMES]
-        for head in HEADS:
-            if any(head in of_heads for of_heads in schemes):
-                cells = (show(of_heads.get(head, math.nan)) for of_heads in schemes)
-                rows.append([name_of(key), head, *cells])
-    return markdown_table(["contender, data, cohort", "head", *SCHEMES.values()], rows)
+    for threshold in sorted({row["threshold"] for row in scans}, key=float):
+        ours = [row for row in scans if row["threshold"] == threshold]
+        healthy = by_head(ours, number("predicted_ml"), "healthy")
+        scores = ("dice", "lesion_sensitivity", "lesion_precision")
+        means = (show(mean_and_interval(by_head(ours, number(score)).values())[0]) for score in scores)
+        most = max(healthy, key=healthy.get)
+        rows.append([threshold, *means, f"{show(np.mean(list(healthy.values())), 1)} ({most}: {healthy[most]:.1f})"])
+    header = ["threshold", "Dice", "lesions found", "found that are true", "ml in healthy heads"]
+    return markdown_table(header, rows) if rows else ""
 
 
-def summary(runs: list[dict], scans: list[dict], schemes: list[dict]) -> str:
-    """Return what README and model card show: what was scored on all heads, of the cohort of what ships."""
-    shipped = [key for key in complete(scans) if key[:2] == SHIPPED]
+def summary(runs: list[dict], scans: list[dict], schemes: list[dict], thresholds: list[dict]) -> str:
+    """Return what README and model card show: what was scored on all heads, on the data and cohort of what ships."""
     rows = []
     for key, lines in complete(scans).items():
-        if shipped and key[4] != shipped[-1][4]:
+        if key[1] != SHIPPED[1] or key[4] != cohort(scans):
             continue
         heads = by_head(lines, number("average_precision"))
         mean, half = mean_and_interval(heads.values())
@@ -218,21 +283,23 @@ def summary(runs: list[dict], scans: list[dict], schemes: list[dict]) -> str:
         "calibration error",
         "ml in healthy heads",
     ]
-    return "\n".join([markdown_table(header, rows), *(failures(complete(scans)[key]) for key in shipped[-1:])])
+    used = [row for row in shipped(thresholds) if float(row["threshold"]) == THRESHOLD]
+    return "\n".join([markdown_table(header, rows), *([failures(used)] if used else [])])
 
 
 def failures(scans: list[dict]) -> str:
-    """Return in a sentence where it fails."""
+    """Return in a sentence where it fails, at the threshold that it has in use."""
 
-    def percent(column: str) -> str:
-        return f"{100 * mean_and_interval(by_head(scans, number(column)).values())[0]:.0f} %"
+    def mean(column: str, kind: str = "implanted") -> float:
+        return mean_and_interval(by_head(scans, number(column), kind).values())[0]
 
-    faint, small = percent("lesion_sensitivity_faint"), percent("lesion_sensitivity_small")
+    found, faint, small = (f"{100 * mean(f'lesion_sensitivity{name}'):.0f} %" for name in ("", "_faint", "_small"))
     called = [float(row["predicted_ml"]) for row in scans if row["kind"] == "healthy"]
     return (
-        f"`{SHIPPED[0]}` finds {faint} of faint lesions and {small} of those below {SMALL} ml; "
-        f"{percent('lesion_precision')} of what it calls lesions are. In heads without any it calls "
-        f"{min(called):.1f} to {max(called):.1f} ml, by scanner and field of view.\n"
+        f"At its threshold of {THRESHOLD:g}, `{SHIPPED[0]}` finds {found} of the lesions, {faint} of faint ones and "
+        f"{small} of those below {SMALL} ml; {100 * mean('lesion_precision'):.0f} % of what it calls lesions are. "
+        f"Dice is {mean('dice'):.2f}. In heads without any lesion it calls {mean('predicted_ml', 'healthy'):.1f} ml, "
+        f"{min(called):.1f} to {max(called):.1f} by scanner and field of view.\n"
     )
 
 

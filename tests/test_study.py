@@ -98,6 +98,30 @@ def test_a_run_is_scored_on_the_head_left_out_and_not_done_again(study, folder, 
     assert capsys.readouterr().out == ""
 
 
+def test_thresholds_are_compared_where_a_run_is_finished(study, folder, monkeypatch, capsys):
+    plan, results = folder / "plan.yaml", folder / "thresholds"
+    plan.write_text("- { question: 1, contenders: [boosting], data: [both], seeds: [0], steps: 0 }\n")
+    words = [str(folder), "--plan", str(plan), "--results", str(results), "--left_out", "scanner a"]
+    monkeypatch.setattr(sys, "argv", ["study.py", *words, "--thresholds"])
+    study.main()
+    assert capsys.readouterr().out == ""  # nothing is finished
+    monkeypatch.setattr(sys, "argv", ["study.py", *words])
+    study.main()
+    monkeypatch.setattr(sys, "argv", ["study.py", *words, "--thresholds"])
+    study.main()
+    study.main()  # not done again
+    scans = lines(results / "thresholds.csv", "boosting")
+    assert [float(line["threshold"]) for line in scans if line["kind"] == "healthy"] == list(study.THRESHOLDS)
+    for kind in ("healthy", "implanted"):
+        called = [float(line["predicted_ml"]) for line in scans if line["kind"] == kind]
+        assert called == sorted(called, reverse=True)
+        assert called[0] > 0
+    (chosen,) = {line["threshold"] for line in lines(results / "runs.csv", "boosting")}
+    scored = next(line for line in lines(results / "scans.csv", "boosting") if line["kind"] == "implanted")
+    same = [line for line in scans if line["kind"] == "implanted" and float(line["threshold"]) == float(chosen)]
+    assert all(line["dice"] == scored["dice"] for line in same)
+
+
 def test_weights_to_ship_are_trained_on_all_heads_and_calibrated(study, folder, monkeypatch):
     plan = folder / "plan.yaml"
     plan.write_text("- { question: 1, contenders: [forest], data: [both], seeds: [0] }\n")
@@ -118,17 +142,29 @@ def test_a_plan_gives_each_run_once(study, tmp_path):
     (tmp_path / "plan.yaml").write_text(
         "- { question: 1, contenders: [a, b], data: [both], seeds: [0] }\n"
         "- { question: 3, contenders: [a], data: [both, simulated], seeds: [0, 1], learning_rates: [own, 0.01] }\n"
-        "- { form: long, question: 1, contenders: [c], data: [both], seeds: [0] }\n"
+        "- { form: long, question: 1, contenders: [c], data: [both], seeds: [0], steps: 3, left_out: [t] }\n"
     )
     runs = list(study.planned(tmp_path / "plan.yaml", ["s", "t"], 7, "1a2b", long=False))
     assert len(runs) == len(set(runs)) == 4 + 16 - 2
     assert len({run.name for run in runs}) == len(runs)
-    assert len(list(study.planned(tmp_path / "plan.yaml", ["s", "t"], 7, "1a2b", long=True))) == len(runs) + 2
+    assert {run.steps for run in runs} == {7}
+    longer = set(study.planned(tmp_path / "plan.yaml", ["s", "t"], 7, "1a2b", long=True)) - set(runs)
+    assert [(run.contender, run.left_out, run.steps) for run in longer] == [("c", "t", 3)]
+    assert not set(study.planned(tmp_path / "plan.yaml", ["s"], 7, "1a2b", long=True)) - set(runs)
 
 
 def test_every_contender_of_the_plan_has_its_file(study):
     runs = list(study.planned(study.CONFIGS / "plan.yaml", ["s"], 1, "1a2b", long=True))
     assert {run.contender for run in runs} == {file.stem for file in study.CONFIGS.glob("*.yaml")} - {"plan", "study"}
+
+
+def test_the_short_form_is_done(study):
+    results = study.ROOT / "results" / "study"
+    ours = [run for run in study.read_rows(results / "scans.csv") if run["contender"] == "forest"]
+    scanners = sorted({line["left_out"] for line in ours})
+    assert len(scanners) == 5
+    for run in study.planned(study.CONFIGS / "plan.yaml", scanners, 1, ours[-1]["cohort"], long=False):
+        assert study.finished(study.asdict(run), results / "runs.csv"), run.name
 
 
 def test_training_data_is_as_asked(study):

@@ -1,6 +1,5 @@
 """Tables of the study: right on a few lines, and those on the page are those of the CSV files."""
 
-import csv
 from pathlib import Path
 
 import pytest
@@ -40,18 +39,22 @@ def scans():
 
 def test_a_head_counts_once(scans, monkeypatch):
     assert "| – | – | 0.300 | 0.500 | 0.500 | – | – |" in report.table_of_heads(scans)  # no mean over some heads
-    assert report.table_of_scores([], scans) == report.summary([], scans, []) == ""
+    assert report.table_of_scores([], scans) == report.summary([], scans, [], []) == ""
     monkeypatch.setattr(report, "HEADS", ("elition", "siemens", "toshiba"))
     assert "| 0.300 | 0.500 | 0.500 | 0.433 ± 0.287 |" in report.table_of_heads(scans)  # t(2) · 0.1155 / √3
-    assert "| 0.30 | 0.50 | 0.50 | 0.43 ± 0.29 | 0.300 | 0.010 | 2.5 |" in report.summary([], scans, [])
+    assert "| 0.30 | 0.50 | 0.50 | 0.43 ± 0.29 | 0.300 | 0.010 | 2.5 |" in report.summary([], scans, [], [])
     assert "| 0.600 | 0.400 |" in report.table_of_turns(scans)
     schemes = [row | {"scheme": scheme} for row in scans for scheme in ("6", "signs")]
     assert "| siemens | 0.500 | – | – | – | 0.500 | – |" in report.table_of_schemes(schemes)
+    assert "| mean | 0.433 | – | – | – | 0.433 | – |" in report.table_of_schemes(schemes)
+    thresholds = [row | {"threshold": threshold} for row in scans for threshold in ("0.5", "0.1")]
+    shown = report.table_of_thresholds(thresholds).splitlines()
+    assert shown[2:] == [f"| {t} | 0.300 | 0.600 | 0.500 | 2.5 (siemens: 2.5) |" for t in ("0.1", "0.5")]
     assert "| 2.5 |" in report.table_of_scores([], scans)
 
 
 def test_no_lines_give_no_tables():
-    assert report.tables([], [], []) == "No run is finished yet.\n"
+    assert report.tables([], [], [], []) == "No run is finished yet.\n"
 
 
 def test_a_figure_is_drawn(tmp_path):
@@ -60,12 +63,41 @@ def test_a_figure_is_drawn(tmp_path):
     assert (tmp_path / "heads.png").stat().st_size > 1000
 
 
+def test_pictures_are_of_the_heads_that_they_name(scans, monkeypatch):
+    monkeypatch.setattr(report, "HEADS", ("elition", "siemens", "toshiba"))
+    monkeypatch.setattr(report, "ONE_HEAD", "siemens")
+    forest = [row | {"contender": "forest", "steps": "0"} for row in scans]
+    other = [row | {"data": "share26", "average_precision": "0.1"} for row in forest]
+    one = [row | {"contender": "pqnet", "average_precision": "0.9"} for row in scans if row["head"] == "siemens"]
+    older = [row | {"cohort": "0a0a", "average_precision": "0.7"} for row in scans]
+    schemes = [row | {"scheme": "6"} for row in forest]
+    shown = report.pictures([*older, *scans, *one, *other, *forest], schemes)
+    means = {"elition": pytest.approx(0.3), "siemens": 0.5, "toshiba": 0.5}
+    assert shown["heads"][0] == {"boosting": means, "forest": means}
+    assert shown["data"][0]["both"] == means
+    assert shown["data"][0]["share26"]["siemens"] == 0.1
+    assert list(shown["networks"][0].items()) == [
+        ("pqnet, 400 steps", {"siemens": 0.9}),
+        ("boosting, 400 steps", {"siemens": 0.5}),
+        ("forest", {"siemens": 0.5}),
+    ]
+    assert shown["turned"][0]["forest"] == {"toshiba": 0.6}
+    assert shown["turned"][0]["forest, turned"] == {"toshiba": 0.4}
+    assert shown["schemes"][0]["6"] == means
+
+
 def test_where_the_shipped_one_fails_is_said_of_its_own_lines(scans, monkeypatch):
     monkeypatch.setattr(report, "HEADS", ("elition", "siemens", "toshiba"))
-    assert "finds" not in report.summary([], scans, [])
-    forest = [row | {"contender": "forest"} for row in scans]
-    said = "`forest` finds 50 % of faint lesions and 50 % of those below 0.2 ml; 50 % of what it calls lesions are."
-    assert said in report.summary([], scans + forest, [])
+    assert "finds" not in report.summary([], scans, [], [])
+    forest = [row | {"contender": "forest", "threshold": str(report.THRESHOLD)} for row in scans]
+    said = report.summary([], scans, [], [*scans_at(scans, 0.1), *forest])
+    assert "`forest` finds 60 % of the lesions, 50 % of faint ones and 50 % of those below 0.2 ml; 50 % of what" in said
+    assert "it calls 2.5 ml, 2.5 to 2.5 by scanner" in said
+    assert "finds" not in report.summary([], scans, [], scans_at(forest, 0.1))
+
+
+def scans_at(scans: list[dict], threshold: float) -> list[dict]:
+    return [row | {"threshold": str(threshold), "predicted_ml": "99"} for row in scans]
 
 
 @pytest.mark.parametrize("name", ["docs/study.md", "README.md", "bundle/docs/README.md"])
@@ -77,11 +109,7 @@ def test_the_pages_tables_are_those_of_the_csv_files(name):
 
 
 def test_each_finished_run_has_one_line():
-    file = ROOT / "results" / "study" / "runs.csv"
-    if not file.exists():
-        pytest.skip("no run is finished yet")
-    with file.open() as lines:
-        rows = list(csv.DictReader(lines))
+    rows = report.read_rows(ROOT / "results" / "study" / "runs.csv")
     keys = [
         tuple(row[k] for k in ("contender", "data", "left_out", "seed", "steps", "learning_rate", "cohort"))
         for row in rows
