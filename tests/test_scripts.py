@@ -1,4 +1,5 @@
 import importlib.util
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -128,6 +129,16 @@ def test_shapes_learned_in_one_orientation_are_recognised_in_all():
     assert steerable["as trained"] == steerable["24 cube rotations"] == 1.0
     assert plain["as trained"] == 1.0
     assert plain["24 cube rotations"] < 0.3  # chance is 1/8; 23 % to 26 % over three seeds
+
+
+@pytest.mark.slow
+def test_the_demo_prints_what_readme_and_card_say(tmp_path):
+    command = [sys.executable, str(SCRIPTS / "demo.py"), "--folder", str(tmp_path)]
+    printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    dice, precision = map(float, re.search(r"Dice ([\d.]+), average precision ([\d.]+)", printed).groups())
+    for page in ("README.md", "bundle/docs/README.md"):
+        said = re.search(r"Dice and average precision \(([\d.]+) and ([\d.]+)\)", (SCRIPTS.parent / page).read_text())
+        assert [float(x) for x in said.groups()] == pytest.approx([dice, precision], abs=0.01), page
 
 
 @pytest.mark.parametrize(
