@@ -79,9 +79,10 @@ def pictures(scans: list[dict], schemes: list[dict]) -> dict[str, tuple[dict[str
 def on_one(scans: list[dict]) -> dict[str, dict[str, float]]:
     """Return average precision on the head that all contenders of the short form are scored on, the best first."""
     out = {}
-    for (contender, data, steps, _, whose), lines in grouped(scans).items():
+    for (contender, data, steps, rate, whose), lines in grouped(scans).items():
         if data == SHIPPED[1] and whose == cohort(scans):
             name = f"{contender}, {steps} steps" if steps else contender
+            name += "" if rate == "own" else f", rate {rate}"
             out[name] = by_head([line for line in lines if line["head"] == ONE_HEAD], number("average_precision"))
     return dict(sorted(((k, v) for k, v in out.items() if v), key=lambda item: -item[1][ONE_HEAD]))
 
