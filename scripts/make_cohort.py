@@ -64,7 +64,7 @@ def main() -> None:
         (folder / name).mkdir(exist_ok=True)
     cohort = Cohort(options.data, folder, options.seed)
     rows = []
-    for row in plan(implanted=options.implanted, simulated=options.simulated, sets=options.sets):
+    for row in plan(implanted=options.implanted, simulated=options.simulated, sets=options.sets, seed=options.seed):
         file = folder / "scans" / f"{row['name']}.json"
         if not file.exists():
             scan = cohort.scan(row)
@@ -77,7 +77,7 @@ def main() -> None:
         part.write_text(json.dumps(rows, indent=1))
 
 
-def plan(*, implanted: int, simulated: int, sets: int) -> list[dict]:
+def plan(*, implanted: int, simulated: int, sets: int, seed: int) -> list[dict]:
     """Return what is to be made, one row a scan; the most needed first."""
     rows = []
 
@@ -85,7 +85,7 @@ def plan(*, implanted: int, simulated: int, sets: int) -> list[dict]:
         name = f"{section}_{kind}_{head}_{Path(view).name}_{number}{scheme and '_' + scheme}"
         rows.append(
             {"name": name, "head": head, "scanner": HEADS[head][0], "view": view, "world": world[0],
-             "section": section, "kind": kind, "number": number, "scheme": scheme}
+             "section": section, "kind": kind, "number": number, "scheme": scheme, "seed": seed}
         )  # fmt: skip
 
     for head, (_, worlds) in HEADS.items():

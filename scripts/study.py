@@ -9,11 +9,13 @@
 
 What to do is in configs/study/plan.yaml. Each finished run adds a line to results/study/runs.csv, and one for each
 scan to scans.csv; a run that has its line is not done again, and one that was cut off goes on from its checkpoint.
+The same command in a second process takes the runs that the first is not doing.
 Thresholds and calibration come from scans of the heads that were trained on ("choice" in the cohort), nothing from
 those left out.
 """
 
 import argparse
+import contextlib
 import csv
 import hashlib
 import itertools
@@ -40,6 +42,7 @@ from sklearn.base import clone
 from sklearn.linear_model import LogisticRegression
 from torch import nn
 
+from eqdmri_monai.files.checkpoints import hold_folder
 from eqdmri_monai.files.writing import read_rows, written_whole
 from eqdmri_monai.metrics import calibration_error, ranking, scan_scores
 from eqdmri_monai.networks import InvariantForest
@@ -56,7 +59,8 @@ THRESHOLDS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)  # of the calibrated probabilit
 class Run:
     """One training: a contender, its data, the scanner left out, a seed, how many steps, and how long ones.
 
-    The learning rate is that of the contender's config where it is "own"; the cohort is named by a hash of its list.
+    A contender is a file of configs/study, or several joined by +, each laid over those before. The learning rate is
+    that of the config where it is "own".
     """
 
     contender: str
@@ -88,21 +92,42 @@ def main() -> None:
     parser.add_argument("--set", nargs="*", default=[], help="of the configs, such as crops=8 amp=True; in every run")
     options = parser.parse_args()
 
-    listed = (options.folder / "cohort" / "scans.json").read_bytes()
-    rows, cohort = json.loads(listed), hashlib.sha256(listed).hexdigest()[:8]
+    rows = json.loads((options.folder / "cohort" / "scans.json").read_text())
     options.results.mkdir(parents=True, exist_ok=True)
     scanners = options.left_out or sorted({row["scanner"] for row in rows})
     settings = dict(word.split("=", 1) for word in options.set)
     table = "schemes" if options.schemes else "thresholds" if options.thresholds else "runs"
-    for run in planned(options.plan, scanners, options.steps, cohort, long=options.long):
+    for run in planned(options.plan, scanners, options.steps, cohort_of(rows), long=options.long):
         if run.contender not in (options.contenders or [run.contender]):
-            continue
-        if finished(asdict(run), options.results / f"{table}.csv"):
             continue
         if table != "runs" and not finished(asdict(run), options.results / "runs.csv"):
             continue
-        print(f"{time.strftime('%H:%M')} {run.name}", flush=True)
-        do(run, rows, options.folder, options.results, settings, table)
+        if finished(asdict(run), options.results / f"{table}.csv"):
+            continue
+        with alone_in(options.folder / "runs" / run.name) as alone:
+            if alone and not finished(asdict(run), options.results / f"{table}.csv"):  # by another process just now
+                print(f"{time.strftime('%H:%M')} {run.name}", flush=True)
+                do(run, rows, options.folder, options.results, settings, table)
+
+
+def cohort_of(rows: list[dict]) -> str:
+    """Return a name for a list of scans: a hash of all but the lesions' volumes, which differ by a voxel by machine."""
+    listed = [{key: value for key, value in row.items() if key != "lesions"} for row in rows]
+    return hashlib.sha256(json.dumps(listed).encode()).hexdigest()[:8]
+
+
+@contextlib.contextmanager
+def alone_in(out: Path) -> Iterator[bool]:
+    """Give whether no other process does the run of a folder, and keep others from it."""
+    out.mkdir(parents=True, exist_ok=True)
+    try:
+        held = hold_folder(out)
+    except ValueError:
+        yield False
+    else:
+        yield True
+        if held is not None:
+            held.close()
 
 
 def planned(plan: Path, scanners: list[str], steps: int, cohort: str, *, long: bool) -> Iterator[Run]:
@@ -154,7 +179,6 @@ def training_rows(rows: list[dict], run: Run) -> list[dict]:
 def do(run: Run, rows: list[dict], folder: Path, results: Path, options: dict[str, str], table: str) -> None:
     """Train, predict, score, and write the lines of a table: runs, schemes or thresholds."""
     out = folder / "runs" / run.name
-    out.mkdir(parents=True, exist_ok=True)
     section = "schemes" if table == "schemes" else "testing"
     scans = {
         "training": training_rows(rows, run),
@@ -225,7 +249,8 @@ def trained(run: Run, options: dict[str, str], out: Path, heads: list[str]) -> t
 
     Of a training that was cut off and went on, the seconds are those of its last part.
     """
-    names = [ROOT / "bundle/configs/train.yaml", CONFIGS / "study.yaml", CONFIGS / f"{run.contender}.yaml"]
+    names = [ROOT / "bundle/configs/train.yaml", CONFIGS / "study.yaml"]
+    names += [CONFIGS / f"{name}.yaml" for name in run.contender.split("+")]
     names = [str(name) for name in names if yaml.safe_load(name.read_text())]  # pqnet.yaml changes nothing
     config = ConfigParser()
     config.read_config(names)

@@ -23,6 +23,15 @@ FIRST_VIEWS = {"toshiba": "dwi_toshiba12_rotated/ortho", "canon": "dwi_canon12_r
 SHIPPED = ("forest", "both")  # contender, data
 THRESHOLD = yaml.safe_load((ROOT / "bundle/configs/forest_inference.yaml").read_text())["threshold"]
 ONE_HEAD = "vanderbilt"  # what the plan's short form scores all networks on
+SMALL_NETWORKS = "small"  # the contenders of question 4: this file of configs/study, and others laid over it
+FEWER = {
+    "share13": "13 % of the scans",
+    "share26": "26 % of the scans",
+    "share52": "52 % of the scans",
+    "both": "all scans",
+    "heads2": "scans of two heads",
+    "heads3": "scans of three heads",
+}
 SMALL = 0.2  # ml, as in study.py
 FILES = ("runs", "scans", "schemes", "thresholds")
 SCHEMES = {
@@ -67,24 +76,36 @@ def pictures(scans: list[dict], schemes: list[dict]) -> dict[str, tuple[dict[str
         words: by_head([line for line in shipped(schemes) if line["scheme"] == scheme], precision)
         for scheme, words in SCHEMES.items()
     }
+    on_head = f"on {ONE_HEAD}, its scanner left out"
     return {
         "heads": (contenders, "on a scanner left out"),
-        "networks": (on_one(scans), f"on {ONE_HEAD}, its scanner left out"),
+        "networks": (on_one(scans, lambda name: not name.startswith(SMALL_NETWORKS)), on_head),
+        "architectures": (on_one(scans, lambda name: name.startswith(SMALL_NETWORKS)), on_head),
+        "fewer": (fewer(scans), f"of {SHIPPED[0]} {on_head}"),
         "data": (of_data, f"of {SHIPPED[0]}, by training data"),
         "turned": (turned, "in the first field of view and in turned ones"),
         "schemes": (of_schemes, f"of {SHIPPED[0]}, by directions"),
     }
 
 
-def on_one(scans: list[dict]) -> dict[str, dict[str, float]]:
+def on_one(scans: list[dict], shown: Callable[[str], bool]) -> dict[str, dict[str, float]]:
     """Return average precision on the head that all contenders of the short form are scored on, the best first."""
     out = {}
     for (contender, data, steps, rate, whose), lines in grouped(scans).items():
-        if data == SHIPPED[1] and whose == cohort(scans):
+        if data == SHIPPED[1] and whose == cohort(scans) and shown(contender):
             name = f"{contender}, {steps} steps" if steps else contender
             name += "" if rate == "own" else f", rate {rate}"
             out[name] = by_head([line for line in lines if line["head"] == ONE_HEAD], number("average_precision"))
     return dict(sorted(((k, v) for k, v in out.items() if v), key=lambda item: -item[1][ONE_HEAD]))
+
+
+def fewer(scans: list[dict]) -> dict[str, dict[str, float]]:
+    """Return average precision of what ships, on that head, when it is trained on fewer scans or heads."""
+    of_data = {}
+    for (contender, data, *_, whose), lines in grouped(scans).items():
+        if contender == SHIPPED[0] and whose == cohort(scans):
+            of_data[data] = by_head([x for x in lines if x["head"] == ONE_HEAD], number("average_precision"))
+    return {words: of_data[data] for data, words in FEWER.items() if of_data.get(data)}
 
 
 def views(scans: list[dict]) -> tuple[dict[str, float], dict[str, float]]:

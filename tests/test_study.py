@@ -3,6 +3,7 @@
 import csv
 import importlib.util
 import json
+import subprocess
 import sys
 from functools import partial
 from pathlib import Path
@@ -154,8 +155,10 @@ def test_a_plan_gives_each_run_once(study, tmp_path):
 
 
 def test_every_contender_of_the_plan_has_its_file(study):
-    runs = list(study.planned(study.CONFIGS / "plan.yaml", ["s"], 1, "1a2b", long=True))
-    assert {run.contender for run in runs} == {file.stem for file in study.CONFIGS.glob("*.yaml")} - {"plan", "study"}
+    runs = list(study.planned(study.CONFIGS / "plan.yaml", ["dstream"], 1, "1a2b", long=True))
+    assert {name for run in runs for name in run.contender.split("+")} == {
+        file.stem for file in study.CONFIGS.glob("*.yaml")
+    } - {"plan", "study"}
 
 
 def test_the_short_form_is_done(study):
@@ -165,6 +168,50 @@ def test_the_short_form_is_done(study):
     assert len(scanners) == 5
     for run in study.planned(study.CONFIGS / "plan.yaml", scanners, 1, ours[-1]["cohort"], long=False):
         assert study.finished(study.asdict(run), results / "runs.csv"), run.name
+
+
+def test_a_cohort_has_one_name_on_all_machines(study):
+    """Rounding moves a lesion's border by a voxel between processors; another list of scans is another cohort."""
+    rows = [{"name": "a", "seed": 0, "lesions": [{"number": 1, "ml": 0.3}]}, {"name": "b", "seed": 0, "lesions": []}]
+    voxel_more = [rows[0] | {"lesions": [{"number": 1, "ml": 0.327}]}, rows[1]]
+    assert study.cohort_of(rows) == study.cohort_of(voxel_more)
+    others = rows[:1], [row | {"seed": 1} for row in rows]
+    assert len({study.cohort_of(other) for other in (rows, *others)}) == 3
+
+
+def test_the_cohort_of_the_results_is_that_of_the_script(study):
+    spec = importlib.util.spec_from_file_location("make_cohort", SCRIPT.with_name("make_cohort.py"))
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    rows = module.plan(implanted=8, simulated=16, sets=2, seed=0)  # as by default
+    runs = study.read_rows(study.ROOT / "results" / "study" / "runs.csv")
+    assert {run["cohort"] for run in runs if run["contender"] == "forest"} == {study.cohort_of(rows)}
+
+
+def test_two_processes_never_do_one_run(study, folder, monkeypatch, capsys):
+    plan, results = folder / "plan.yaml", folder / "shared"
+    plan.write_text("- { question: 1, contenders: [boosting], data: [both], seeds: [0], steps: 0 }\n")
+    words = [str(folder), "--plan", str(plan), "--results", str(results), "--left_out", "scanner b"]
+    monkeypatch.setattr(sys, "argv", ["study.py", *words])
+    (run,) = study.planned(
+        plan, ["scanner b"], 0, study.cohort_of(json.loads((folder / "cohort" / "scans.json").read_text())), long=False
+    )
+    held = (
+        "import sys, time; from eqdmri_monai.files.checkpoints import hold_folder;"
+        "held = hold_folder(sys.argv[1]); print('held', flush=True); sys.stdin.read()"
+    )
+    out = folder / "runs" / run.name
+    out.mkdir(parents=True, exist_ok=True)
+    other = subprocess.Popen([sys.executable, "-c", held, out], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    try:
+        assert other.stdout.readline() == b"held\n"
+        study.main()
+        assert capsys.readouterr().out == ""
+        assert not (results / "runs.csv").exists()
+    finally:
+        other.communicate()
+    study.main()
+    assert len(lines(results / "runs.csv", "boosting")) == 1
 
 
 def test_training_data_is_as_asked(study):

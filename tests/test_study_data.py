@@ -21,7 +21,7 @@ def cohort():
 
 
 def test_every_view_of_every_head_is_planned_once(cohort):
-    rows = cohort.plan(implanted=4, simulated=3, sets=2)
+    rows = cohort.plan(implanted=4, simulated=3, sets=2, seed=0)
     assert len({row["name"] for row in rows}) == len(rows)
     views = {view for _, worlds in cohort.HEADS.values() for world in worlds for view in world}
     assert len(views) == 12
