@@ -27,6 +27,7 @@ import torch
 from e3nn import o3
 from monai.transforms import Activations, Activationsd, Compose, Invertd
 from scipy.ndimage import affine_transform
+from tqdm import tqdm
 
 import eqdmri_monai
 from eqdmri_monai.files.nifti import stem_of, write_nifti
@@ -143,6 +144,11 @@ def forms(scan: Form, *, turns: int, cases: int, rng: np.random.Generator) -> It
         yield turned_between_voxels(scan, random_rotation(rng))
 
 
+def number_of_forms(turns: int, cases: int) -> int:
+    """Return how many `forms` there are."""
+    return 1 + min(turns, 23) + 5 * cases
+
+
 def stored(scan: Form, order: Sequence[int], signs: Sequence[int]) -> Form:
     """Return a scan whose axes come in another order, those of sign -1 mirrored."""
     backwards = [axis for axis in range(3) if signs[axis] < 0]
@@ -212,6 +218,7 @@ def check_symmetries(
     turns: int = 23,
     cases: int = 3,
     seed: int = 0,
+    shown: bool = False,
 ) -> tuple[np.ndarray, list[dict[str, object]]]:
     """Map a scan in all of its `forms`, and compare.
 
@@ -223,6 +230,8 @@ def check_symmetries(
         From `files.scans.scan_list`.
     turns, cases, seed : int
         See `forms`.
+    shown : bool
+        Show a bar: a scan is mapped some dozens of times.
 
     Returns
     -------
@@ -235,8 +244,14 @@ def check_symmetries(
     table = read_table(scan, image.affine, volumes=image.shape[3])
     brain = np.asarray(nib.load(scan["brain_mask"]).dataobj) if scan.get("brain_mask") else None
     plain = Form("", "", image.get_fdata(dtype=np.float32), image.affine, table, brain)
+    bar = tqdm(
+        forms(plain, turns=turns, cases=cases, rng=np.random.default_rng(seed)),
+        total=number_of_forms(turns, cases), desc="the scan as it is", disable=not shown,
+        bar_format="{desc} |{bar}| {n_fmt}/{total_fmt} {elapsed}<{remaining}",
+    )  # fmt: skip
     expected, rows = map_of(scan), []
-    for form in forms(plain, turns=turns, cases=cases, rng=np.random.default_rng(seed)):
+    for form in bar:
+        bar.set_description(f"{form.symmetry} {form.case}".rstrip())
         with tempfile.TemporaryDirectory(prefix="eqdmri-") as folder, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of the scan, which were said before, with names of files that go
             found = form.back(map_of(write_form(form, Path(folder), stem_of(scan["image"]))))
@@ -281,7 +296,7 @@ def save_symmetries(
         Named in the record by their hash.
     """
     (scan,) = scans
-    expected, rows = check_symmetries(map_of, scan, turns=turns, cases=cases, seed=seed)
+    expected, rows = check_symmetries(map_of, scan, turns=turns, cases=cases, seed=seed, shown=True)
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
     writer.writeheader()

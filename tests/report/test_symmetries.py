@@ -84,8 +84,10 @@ def test_an_equivariant_network_has_small_numbers_and_a_plain_one_large_ones(sca
         "turn of the head": 5,
     }
     assert max(largest(ours[name]) for name in EXACT) < 1e-5
-    said = capsys.readouterr().out
-    assert "turn of the head         5" in said
+    said = capsys.readouterr()
+    assert "turn of the head         5" in said.out
+    assert "turn between voxels any" in said.err  # the bar
+    assert "10/10" in said.err
     record = json.loads((scan / "out" / "scan_symmetry.json").read_text())
     assert record["map"]["deviation"] > 0.01
     assert 1e-4 < largest(ours["turn between voxels"]) < 1
