@@ -23,7 +23,7 @@ FIRST_VIEWS = {"toshiba": "dwi_toshiba12_rotated/ortho", "canon": "dwi_canon12_r
 SHIPPED = ("forest", "both")  # contender, data
 THRESHOLD = yaml.safe_load((ROOT / "bundle/configs/forest_inference.yaml").read_text())["threshold"]
 ONE_HEAD = "vanderbilt"  # what the plan's short form scores all networks on
-SMALL_NETWORKS = "small"  # the contenders of question 4: this file of configs/study, and others laid over it
+SHORT = "pqnet_short"  # question 4 is about this contender and what is laid over it
 FEWER = {
     "share13": "13 % of the scans",
     "share26": "26 % of the scans",
@@ -79,8 +79,8 @@ def pictures(scans: list[dict], schemes: list[dict]) -> dict[str, tuple[dict[str
     on_head = f"on {ONE_HEAD}, its scanner left out"
     return {
         "heads": (contenders, "on a scanner left out"),
-        "networks": (on_one(scans, lambda name: not name.startswith(SMALL_NETWORKS)), on_head),
-        "architectures": (on_one(scans, lambda name: name.startswith(SMALL_NETWORKS)), on_head),
+        "networks": (on_one(scans, lambda name: not name.startswith(f"{SHORT}+")), on_head),
+        "architectures": (on_one(scans, lambda name: name.startswith(SHORT)), on_head),
         "fewer": (fewer(scans), f"of {SHIPPED[0]} {on_head}"),
         "data": (of_data, f"of {SHIPPED[0]}, by training data"),
         "turned": (turned, "in the first field of view and in turned ones"),

@@ -69,7 +69,7 @@ def test_pictures_are_of_the_heads_that_they_name(scans, monkeypatch):
     forest = [row | {"contender": "forest", "steps": "0"} for row in scans]
     other = [row | {"data": "share26", "average_precision": "0.1"} for row in forest]
     one = [row | {"contender": "pqnet", "average_precision": "0.9"} for row in scans if row["head"] == "siemens"]
-    small = [row | {"contender": "small+wide"} for row in one]
+    small = [row | {"contender": "pqnet_short+wide"} for row in one]
     older = [row | {"cohort": "0a0a", "average_precision": "0.7"} for row in scans]
     schemes = [row | {"scheme": "6"} for row in forest]
     shown = report.pictures([*older, *scans, *one, *small, *other, *forest], schemes)
@@ -82,7 +82,7 @@ def test_pictures_are_of_the_heads_that_they_name(scans, monkeypatch):
         ("boosting, 400 steps", {"siemens": 0.5}),
         ("forest", {"siemens": 0.5}),
     ]
-    assert shown["architectures"][0] == {"small+wide, 400 steps": {"siemens": 0.9}}
+    assert shown["architectures"][0] == {"pqnet_short+wide, 400 steps": {"siemens": 0.9}}
     assert list(shown["fewer"][0].items()) == [
         ("26 % of the scans", {"siemens": 0.1}),
         ("all scans", {"siemens": 0.5}),
