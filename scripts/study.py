@@ -124,8 +124,10 @@ def alone_in(out: Path) -> Iterator[bool]:
         held = hold_folder(out)
     except ValueError:
         yield False
-    else:
+        return
+    try:
         yield True
+    finally:
         if held is not None:
             held.close()
 

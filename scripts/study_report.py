@@ -79,8 +79,8 @@ def pictures(scans: list[dict], schemes: list[dict]) -> dict[str, tuple[dict[str
     on_head = f"on {ONE_HEAD}, its scanner left out"
     return {
         "heads": (contenders, "on a scanner left out"),
-        "networks": (on_one(scans, lambda name: not name.startswith(f"{SHORT}+")), on_head),
-        "architectures": (on_one(scans, lambda name: name.startswith(SHORT)), on_head),
+        "networks": (on_one(scans), on_head),
+        "architectures": (on_one(scans, SHORT), on_head),
         "fewer": (fewer(scans), f"of {SHIPPED[0]} {on_head}"),
         "data": (of_data, f"of {SHIPPED[0]}, by training data"),
         "turned": (turned, "in the first field of view and in turned ones"),
@@ -88,11 +88,11 @@ def pictures(scans: list[dict], schemes: list[dict]) -> dict[str, tuple[dict[str
     }
 
 
-def on_one(scans: list[dict], shown: Callable[[str], bool]) -> dict[str, dict[str, float]]:
-    """Return average precision on the head that all contenders of the short form are scored on, the best first."""
+def on_one(scans: list[dict], begins: str = "") -> dict[str, dict[str, float]]:
+    """Return average precision on the head that all contenders are scored on, the best first; of some by their name."""
     out = {}
     for (contender, data, steps, rate, whose), lines in grouped(scans).items():
-        if data == SHIPPED[1] and whose == cohort(scans) and shown(contender):
+        if data == SHIPPED[1] and whose == cohort(scans) and contender.startswith(begins):
             name = f"{contender}, {steps} steps" if steps else contender
             name += "" if rate == "own" else f", rate {rate}"
             out[name] = by_head([line for line in lines if line["head"] == ONE_HEAD], number("average_precision"))

@@ -79,6 +79,7 @@ def test_pictures_are_of_the_heads_that_they_name(scans, monkeypatch):
     assert shown["data"][0]["share26"]["siemens"] == 0.1
     assert list(shown["networks"][0].items()) == [
         ("pqnet, 400 steps", {"siemens": 0.9}),
+        ("pqnet_short+wide, 400 steps", {"siemens": 0.9}),
         ("boosting, 400 steps", {"siemens": 0.5}),
         ("forest", {"siemens": 0.5}),
     ]
