@@ -18,6 +18,7 @@ from scipy import stats
 from eqdmri_monai.files.writing import markdown_table, read_rows, replace_part
 
 ROOT = Path(__file__).resolve().parents[1]
+CONFIGS = ROOT / "configs" / "study"
 BEGIN, END = "<!-- tables: written by scripts/study_report.py -->", "<!-- end of tables -->"
 FIRST_VIEWS = {"toshiba": "dwi_toshiba12_rotated/ortho", "canon": "dwi_canon12_rotated/ax_ortho"}
 SHIPPED = ("forest", "both")  # contender, data
@@ -32,6 +33,7 @@ FEWER = {
     "heads2": "scans of two heads",
     "heads3": "scans of three heads",
 }
+KNOWN_AND_LEFT_OUT = ("choice_average_precision", "average_precision")  # of a finished run
 SMALL = 0.2  # ml, as in study.py
 FILES = ("runs", "scans", "schemes", "thresholds")
 SCHEMES = {
@@ -122,6 +124,15 @@ def tables(runs: list[dict], scans: list[dict], schemes: list[dict], thresholds:
     parts = []
     for title, table in (
         ("Average precision on heads of scanners left out", table_of_heads(scans)),
+        (
+            "Learning rates: average precision on known heads, by which they are chosen, and in brackets on "
+            f"{ONE_HEAD}, left out",
+            table_of_rates(runs),
+        ),
+        (
+            f"Three seeds: average precision on {ONE_HEAD}, left out, and in brackets on known heads",
+            table_of_seeds(runs),
+        ),
         ("Other scores, means over heads", table_of_scores(runs, scans)),
         ("Average precision and lesions found, by strength and size", table_of_classes(scans)),
         (
@@ -217,6 +228,52 @@ def table_of_heads(scans: list[dict]) -> str:
             ]
         )
     return markdown_table(["contender, data, cohort", "seeds", *HEADS, "mean"], rows)
+
+
+def runs_on_one(runs: list[dict]) -> list[dict]:
+    """Return runs that were scored on that head, on the data and cohort of what ships."""
+    whose = cohort(runs)
+    return [row for row in runs if (row["heads"], row["data"], row["cohort"]) == (ONE_HEAD, SHIPPED[1], whose)]
+
+
+def table_of_rates(runs: list[dict]) -> str:
+    """Return what was trained at several learning rates, otherwise alike; bold is the best on known heads."""
+    found = defaultdict(dict)
+    for row in runs_on_one(runs):
+        rate = own_rate(row["contender"]) if row["learning_rate"] == "own" else float(row["learning_rate"])
+        if row["seed"] == "0":
+            found[row["contender"], int(row["steps"])][rate] = row
+    found = {key: by_rate for key, by_rate in sorted(found.items()) if len(by_rate) > 1}
+    rates = sorted({rate for by_rate in found.values() for rate in by_rate})
+    rows = []
+    for (contender, steps), by_rate in found.items():
+        best = max(by_rate, key=lambda rate: float(by_rate[rate]["choice_average_precision"]))
+        cells = []
+        for rate in rates:
+            known, left_out = (float(by_rate.get(rate, {}).get(key, math.nan)) for key in KNOWN_AND_LEFT_OUT)
+            cell = f"{show(known)} ({show(left_out)})" if rate in by_rate else "–"
+            cells.append(f"**{cell}**" if rate == best else cell)
+        rows.append([f"{contender}, {steps} steps", *cells])
+    return markdown_table(["contender", *(f"{rate:g}" for rate in rates)], rows)
+
+
+def table_of_seeds(runs: list[dict]) -> str:
+    """Return what was trained by three seeds or more."""
+    rows = []
+    for key, lines in grouped(runs_on_one(runs)).items():
+        if len(lines) >= 3:
+            known, left_out = ([float(line[column]) for line in lines] for column in KNOWN_AND_LEFT_OUT)
+            each = ", ".join(f"{show(b)} ({show(a)})" for a, b in zip(known, left_out, strict=True))
+            mean, half = mean_and_interval(left_out)
+            rows.append([name_of(key), each, f"{show(mean)} ± {show(half)} ({show(mean_and_interval(known)[0])})"])
+    return markdown_table(["contender, data, cohort", "each", "mean"], rows)
+
+
+def own_rate(contender: str) -> float:
+    """Return the learning rate of a contender's files, or the bundle's where they have none."""
+    files = [ROOT / "bundle/configs/train.yaml", *(CONFIGS / f"{name}.yaml" for name in contender.split("+"))]
+    rates = [(yaml.safe_load(file.read_text()) or {}).get("learning_rate") for file in files]
+    return float([rate for rate in rates if rate is not None][-1])
 
 
 def table_of_scores(runs: list[dict], scans: list[dict]) -> str:

@@ -103,6 +103,28 @@ def test_where_the_shipped_one_fails_is_said_of_its_own_lines(scans, monkeypatch
     assert "finds" not in report.summary([], scans, [], scans_at(forest, 0.1))
 
 
+def test_learning_rates_and_seeds_are_shown_where_there_are_several(monkeypatch):
+    monkeypatch.setattr(report, "ONE_HEAD", "siemens")
+    one = {"contender": "maps_unet", "data": "both", "steps": "9", "learning_rate": "own", "cohort": "1a", "seed": "0"}
+    one |= {"heads": "siemens", "choice_average_precision": "0.2", "average_precision": "0.1"}
+    better = one | {"learning_rate": "0.01", "choice_average_precision": "0.3"}
+    longer = one | {"learning_rate": "0.01", "steps": "99"}  # nothing to compare it with
+    elsewhere = one | {"learning_rate": "0.1", "heads": "canon toshiba"}
+    others = [one | {"seed": seed, "average_precision": value} for seed, value in (("1", "0.2"), ("2", "0.3"))]
+    shown = report.table_of_rates([one, better, longer, elsewhere, *others]).splitlines()
+    assert shown[0] == "| contender | 0.002 | 0.01 |"  # its file has 0.002
+    assert shown[2:] == ["| maps_unet, 9 steps | 0.200 (0.100) | **0.300 (0.100)** |"]
+    shown = report.table_of_seeds([one, better, longer, elsewhere, *others]).splitlines()
+    each = "0.100 (0.200), 0.200 (0.200), 0.300 (0.200)"
+    assert shown[2:] == [f"| maps_unet, both, 9 steps, 1a | {each} | 0.200 ± 0.248 (0.200) |"]  # t(2) · 0.1 / √3
+    assert report.table_of_rates([one]) == report.table_of_seeds([one, better, *others[:1]]) == ""
+
+
+def test_a_learning_rate_is_that_of_the_last_file_that_has_one():
+    assert report.own_rate("pqnet") == report.own_rate("pqnet_short+degree_2") == 0.005  # of bundle/configs/train.yaml
+    assert report.own_rate("pqnet_short+paper_best") == 0.002
+
+
 def scans_at(scans: list[dict], threshold: float) -> list[dict]:
     return [row | {"threshold": str(threshold), "predicted_ml": "99"} for row in scans]
 
