@@ -192,7 +192,7 @@ def do(run: Run, rows: list[dict], folder: Path, results: Path, options: dict[st
         part.write_text(json.dumps({key: [files(row, folder) for row in value] for key, value in scans.items()}))
     options = options | {
         "bundle_root": str(ROOT / "bundle"), "datalist": str(datalist.absolute()), "seed": str(run.seed),
-        "cache": str((folder / "prepared" / code()).absolute()),
+        "cache": str((folder / "prepared" / f"{code()}_{run.cohort}").absolute()),
     }  # fmt: skip
     if run.learning_rate != "own":
         options["learning_rate"] = run.learning_rate
@@ -235,7 +235,7 @@ def do(run: Run, rows: list[dict], folder: Path, results: Path, options: dict[st
 
 
 def code() -> str:
-    """Return a hash of the package: scans and numbers that another one prepared are not taken for its own."""
+    """Return a hash of the package: what another one prepared of the scans is not taken for its own."""
     sources = sorted((ROOT / "eqdmri_monai").rglob("*.py"))
     return hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()[:8]
 
