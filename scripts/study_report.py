@@ -53,18 +53,20 @@ def main() -> None:
     parser.add_argument("--root", type=Path, default=ROOT, help="of the project whose pages are written")
     options = parser.parse_args()
     results = [read_rows(options.results / f"{name}.csv") for name in FILES]
-    _, scans, schemes, _ = results
+    runs, scans, schemes, _ = results
     for page, tables_of in PAGES.items():
         replace_part(options.root / page, BEGIN, END, tables_of(*results))
     figures = options.root / "docs" / "study"
     figures.mkdir(exist_ok=True)
-    for name, (values, words) in pictures(scans, schemes).items():
+    for name, (values, words) in pictures(runs, scans, schemes).items():
         if values:
             figure_of_heads(values, f"average precision {words}", figures / f"{name}.png")
 
 
-def pictures(scans: list[dict], schemes: list[dict]) -> dict[str, tuple[dict[str, dict[str, float]], str]]:
-    """Return for each picture its series, by their names and heads, and what they are."""
+def pictures(
+    runs: list[dict], scans: list[dict], schemes: list[dict]
+) -> dict[str, tuple[dict[str, dict[str, float]], str]]:
+    """Return for each picture its series, by their names and heads or seeds, and what they are."""
     precision, latest = number("average_precision"), {}
     for (contender, data, *_), lines in sorted(complete(scans).items(), key=lambda item: item[0][4] == cohort(scans)):
         latest[contender, data] = lines  # of several cohorts, that of what ships
@@ -81,8 +83,8 @@ def pictures(scans: list[dict], schemes: list[dict]) -> dict[str, tuple[dict[str
     on_head = f"on {ONE_HEAD}, its scanner left out"
     return {
         "heads": (contenders, "on a scanner left out"),
-        "networks": (on_one(scans), on_head),
-        "architectures": (on_one(scans, SHORT), on_head),
+        "networks": (on_one(runs), on_head),
+        "architectures": (on_one(runs, SHORT), on_head),
         "fewer": (fewer(scans), f"of {SHIPPED[0]} {on_head}"),
         "data": (of_data, f"of {SHIPPED[0]}, by training data"),
         "turned": (turned, "in the first field of view and in turned ones"),
@@ -90,15 +92,20 @@ def pictures(scans: list[dict], schemes: list[dict]) -> dict[str, tuple[dict[str
     }
 
 
-def on_one(scans: list[dict], begins: str = "") -> dict[str, dict[str, float]]:
-    """Return average precision on the head that all contenders are scored on, the best first; of some by their name."""
-    out = {}
-    for (contender, data, steps, rate, whose), lines in grouped(scans).items():
-        if data == SHIPPED[1] and whose == cohort(scans) and contender.startswith(begins):
-            name = f"{contender}, {steps} steps" if steps else contender
-            name += "" if rate == "own" else f", rate {rate}"
-            out[name] = by_head([line for line in lines if line["head"] == ONE_HEAD], number("average_precision"))
-    return dict(sorted(((k, v) for k, v in out.items() if v), key=lambda item: -item[1][ONE_HEAD]))
+def on_one(runs: list[dict], begins: str = "") -> dict[str, dict[str, float]]:
+    """Return average precision by seed on the head that all contenders are scored on, the best mean first.
+
+    Of several learning rates that which is best on known heads; some contenders by how their names begin.
+    """
+    rates = {key: chosen(by_rate) for key, by_rate in by_rates(runs).items()}
+    out = defaultdict(dict)
+    for row in runs_on_one(runs):
+        key = row["contender"], int(row["steps"])
+        if rate_of(row) == rates[key] and row["contender"].startswith(begins):
+            name = f"{key[0]}, {key[1]} steps" if key[1] else key[0]
+            name += "" if row["learning_rate"] == "own" else f", rate {row['learning_rate']}"
+            out[name][f"seed {row['seed']}"] = float(row["average_precision"])
+    return dict(sorted(out.items(), key=lambda item: -np.mean(list(item[1].values()))))
 
 
 def fewer(scans: list[dict]) -> dict[str, dict[str, float]]:
@@ -236,23 +243,31 @@ def runs_on_one(runs: list[dict]) -> list[dict]:
     return [row for row in runs if (row["heads"], row["data"], row["cohort"]) == (ONE_HEAD, SHIPPED[1], whose)]
 
 
-def table_of_rates(runs: list[dict]) -> str:
-    """Return what was trained at several learning rates, otherwise alike; bold is the best on known heads."""
+def by_rates(runs: list[dict]) -> dict[tuple[str, int], dict[float, dict]]:
+    """Return runs of seed 0 by contender and steps, then by learning rate."""
     found = defaultdict(dict)
     for row in runs_on_one(runs):
-        rate = own_rate(row["contender"]) if row["learning_rate"] == "own" else float(row["learning_rate"])
         if row["seed"] == "0":
-            found[row["contender"], int(row["steps"])][rate] = row
-    found = {key: by_rate for key, by_rate in sorted(found.items()) if len(by_rate) > 1}
+            found[row["contender"], int(row["steps"])][rate_of(row)] = row
+    return dict(sorted(found.items()))
+
+
+def chosen(by_rate: dict[float, dict]) -> float:
+    """Return the learning rate that is best on known heads."""
+    return max(by_rate, key=lambda rate: float(by_rate[rate]["choice_average_precision"]))
+
+
+def table_of_rates(runs: list[dict]) -> str:
+    """Return what was trained at several learning rates, otherwise alike; bold is the best on known heads."""
+    found = {key: by_rate for key, by_rate in by_rates(runs).items() if len(by_rate) > 1}
     rates = sorted({rate for by_rate in found.values() for rate in by_rate})
     rows = []
     for (contender, steps), by_rate in found.items():
-        best = max(by_rate, key=lambda rate: float(by_rate[rate]["choice_average_precision"]))
         cells = []
         for rate in rates:
             known, left_out = (float(by_rate.get(rate, {}).get(key, math.nan)) for key in KNOWN_AND_LEFT_OUT)
             cell = f"{show(known)} ({show(left_out)})" if rate in by_rate else "–"
-            cells.append(f"**{cell}**" if rate == best else cell)
+            cells.append(f"**{cell}**" if rate == chosen(by_rate) else cell)
         rows.append([f"{contender}, {steps} steps", *cells])
     return markdown_table(["contender", *(f"{rate:g}" for rate in rates)], rows)
 
@@ -269,9 +284,11 @@ def table_of_seeds(runs: list[dict]) -> str:
     return markdown_table(["contender, data, cohort", "each", "mean"], rows)
 
 
-def own_rate(contender: str) -> float:
-    """Return the learning rate of a contender's files, or the bundle's where they have none."""
-    files = [ROOT / "bundle/configs/train.yaml", *(CONFIGS / f"{name}.yaml" for name in contender.split("+"))]
+def rate_of(row: dict) -> float:
+    """Return a run's learning rate; its own is that of its last file that has one, or else the bundle's."""
+    if row["learning_rate"] != "own":
+        return float(row["learning_rate"])
+    files = [ROOT / "bundle/configs/train.yaml", *(CONFIGS / f"{name}.yaml" for name in row["contender"].split("+"))]
     rates = [(yaml.safe_load(file.read_text()) or {}).get("learning_rate") for file in files]
     return float([rate for rate in rates if rate is not None][-1])
 

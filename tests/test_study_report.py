@@ -68,22 +68,13 @@ def test_pictures_are_of_the_heads_that_they_name(scans, monkeypatch):
     monkeypatch.setattr(report, "ONE_HEAD", "siemens")
     forest = [row | {"contender": "forest", "steps": "0"} for row in scans]
     other = [row | {"data": "share26", "average_precision": "0.1"} for row in forest]
-    one = [row | {"contender": "pqnet", "average_precision": "0.9"} for row in scans if row["head"] == "siemens"]
-    small = [row | {"contender": "pqnet_short+wide"} for row in one]
     older = [row | {"cohort": "0a0a", "average_precision": "0.7"} for row in scans]
     schemes = [row | {"scheme": "6"} for row in forest]
-    shown = report.pictures([*older, *scans, *one, *small, *other, *forest], schemes)
+    shown = report.pictures([], [*older, *scans, *other, *forest], schemes)
     means = {"elition": pytest.approx(0.3), "siemens": 0.5, "toshiba": 0.5}
     assert shown["heads"][0] == {"boosting": means, "forest": means}
     assert shown["data"][0]["both"] == means
     assert shown["data"][0]["share26"]["siemens"] == 0.1
-    assert list(shown["networks"][0].items()) == [
-        ("pqnet, 400 steps", {"siemens": 0.9}),
-        ("pqnet_short+wide, 400 steps", {"siemens": 0.9}),
-        ("boosting, 400 steps", {"siemens": 0.5}),
-        ("forest", {"siemens": 0.5}),
-    ]
-    assert shown["architectures"][0] == {"pqnet_short+wide, 400 steps": {"siemens": 0.9}}
     assert list(shown["fewer"][0].items()) == [
         ("26 % of the scans", {"siemens": 0.1}),
         ("all scans", {"siemens": 0.5}),
@@ -91,6 +82,29 @@ def test_pictures_are_of_the_heads_that_they_name(scans, monkeypatch):
     assert shown["turned"][0]["forest"] == {"toshiba": 0.6}
     assert shown["turned"][0]["forest, turned"] == {"toshiba": 0.4}
     assert shown["schemes"][0]["6"] == means
+
+
+@pytest.fixture
+def run(monkeypatch):
+    """A finished run on the head that all contenders are scored on; as it is, its learning rate is 0.002."""
+    monkeypatch.setattr(report, "ONE_HEAD", "siemens")
+    run = {"contender": "maps_unet", "data": "both", "steps": "9", "learning_rate": "own", "cohort": "1a", "seed": "0"}
+    return run | {"heads": "siemens", "choice_average_precision": "0.2", "average_precision": "0.1"}
+
+
+def test_a_picture_shows_the_learning_rate_that_is_best_on_known_heads(run):
+    worse = run | {"learning_rate": "0.01", "choice_average_precision": "0.1", "average_precision": "0.9"}
+    again = run | {"seed": "1", "average_precision": "0.2"}
+    short = run | {"contender": "pqnet_short", "learning_rate": "0.1", "average_precision": "0.3"}
+    forest = run | {"contender": "forest", "steps": "0", "average_precision": "0.05"}
+    older = forest | {"cohort": "0a"}
+    shown = report.pictures([older, run, worse, again, short, forest], [], [])
+    assert list(shown["networks"][0].items()) == [
+        ("pqnet_short, 9 steps, rate 0.1", {"seed 0": 0.3}),
+        ("maps_unet, 9 steps", {"seed 0": 0.1, "seed 1": 0.2}),
+        ("forest", {"seed 0": 0.05}),
+    ]
+    assert list(shown["architectures"][0]) == ["pqnet_short, 9 steps, rate 0.1"]
 
 
 def test_where_the_shipped_one_fails_is_said_of_its_own_lines(scans, monkeypatch):
@@ -103,26 +117,26 @@ def test_where_the_shipped_one_fails_is_said_of_its_own_lines(scans, monkeypatch
     assert "finds" not in report.summary([], scans, [], scans_at(forest, 0.1))
 
 
-def test_learning_rates_and_seeds_are_shown_where_there_are_several(monkeypatch):
-    monkeypatch.setattr(report, "ONE_HEAD", "siemens")
-    one = {"contender": "maps_unet", "data": "both", "steps": "9", "learning_rate": "own", "cohort": "1a", "seed": "0"}
-    one |= {"heads": "siemens", "choice_average_precision": "0.2", "average_precision": "0.1"}
-    better = one | {"learning_rate": "0.01", "choice_average_precision": "0.3"}
-    longer = one | {"learning_rate": "0.01", "steps": "99"}  # nothing to compare it with
-    elsewhere = one | {"learning_rate": "0.1", "heads": "canon toshiba"}
-    others = [one | {"seed": seed, "average_precision": value} for seed, value in (("1", "0.2"), ("2", "0.3"))]
-    shown = report.table_of_rates([one, better, longer, elsewhere, *others]).splitlines()
-    assert shown[0] == "| contender | 0.002 | 0.01 |"  # its file has 0.002
+def test_learning_rates_and_seeds_are_shown_where_there_are_several(run):
+    better = run | {"learning_rate": "0.01", "choice_average_precision": "0.3"}
+    longer = run | {"learning_rate": "0.01", "steps": "99"}  # nothing to compare it with
+    elsewhere = run | {"learning_rate": "0.1", "heads": "canon toshiba"}
+    others = [run | {"seed": seed, "average_precision": value} for seed, value in (("1", "0.2"), ("2", "0.3"))]
+    shown = report.table_of_rates([run, better, longer, elsewhere, *others]).splitlines()
+    assert shown[0] == "| contender | 0.002 | 0.01 |"
     assert shown[2:] == ["| maps_unet, 9 steps | 0.200 (0.100) | **0.300 (0.100)** |"]
-    shown = report.table_of_seeds([one, better, longer, elsewhere, *others]).splitlines()
+    shown = report.table_of_seeds([run, better, longer, elsewhere, *others]).splitlines()
     each = "0.100 (0.200), 0.200 (0.200), 0.300 (0.200)"
     assert shown[2:] == [f"| maps_unet, both, 9 steps, 1a | {each} | 0.200 ± 0.248 (0.200) |"]  # t(2) · 0.1 / √3
-    assert report.table_of_rates([one]) == report.table_of_seeds([one, better, *others[:1]]) == ""
+    assert report.table_of_rates([run]) == report.table_of_seeds([run, better, *others[:1]]) == ""
 
 
 def test_a_learning_rate_is_that_of_the_last_file_that_has_one():
-    assert report.own_rate("pqnet") == report.own_rate("pqnet_short+degree_2") == 0.005  # of bundle/configs/train.yaml
-    assert report.own_rate("pqnet_short+paper_best") == 0.002
+    own = {"learning_rate": "own"}
+    for name in ("pqnet", "pqnet_short+degree_2"):
+        assert report.rate_of(own | {"contender": name}) == 0.005  # of bundle/configs/train.yaml
+    assert report.rate_of(own | {"contender": "pqnet_short+paper_best"}) == 0.002
+    assert report.rate_of({"contender": "pqnet", "learning_rate": "0.1"}) == 0.1
 
 
 def scans_at(scans: list[dict], threshold: float) -> list[dict]:
