@@ -95,13 +95,15 @@ def pictures(
 def on_one(runs: list[dict], begins: str = "") -> dict[str, dict[str, float]]:
     """Return average precision by seed on the head that all contenders are scored on, the best mean first.
 
-    Of several learning rates that which is best on known heads; some contenders by how their names begin.
+    Of several learning rates that which is best on known heads, and those tried by several seeds; some contenders by
+    how their names begin.
     """
-    rates = {key: chosen(by_rate) for key, by_rate in by_rates(runs).items()}
+    shown = {(*key, chosen(by_rate)) for key, by_rate in by_rates(runs).items()}
+    shown |= {(r["contender"], int(r["steps"]), rate_of(r)) for r in runs_on_one(runs) if r["seed"] != "0"}
     out = defaultdict(dict)
     for row in runs_on_one(runs):
-        key = row["contender"], int(row["steps"])
-        if rate_of(row) == rates[key] and row["contender"].startswith(begins):
+        key = row["contender"], int(row["steps"]), rate_of(row)
+        if key in shown and row["contender"].startswith(begins):
             name = f"{key[0]}, {key[1]} steps" if key[1] else key[0]
             name += "" if row["learning_rate"] == "own" else f", rate {row['learning_rate']}"
             out[name][f"seed {row['seed']}"] = float(row["average_precision"])

@@ -96,15 +96,18 @@ def test_a_picture_shows_the_learning_rate_that_is_best_on_known_heads(run):
     worse = run | {"learning_rate": "0.01", "choice_average_precision": "0.1", "average_precision": "0.9"}
     again = run | {"seed": "1", "average_precision": "0.2"}
     short = run | {"contender": "pqnet_short", "learning_rate": "0.1", "average_precision": "0.3"}
+    better = short | {"learning_rate": "0.2", "choice_average_precision": "0.3", "average_precision": "0.01"}
+    shorts = [short, better, short | {"seed": "1"}]  # several seeds are shown besides
     forest = run | {"contender": "forest", "steps": "0", "average_precision": "0.05"}
     older = forest | {"cohort": "0a"}
-    shown = report.pictures([older, run, worse, again, short, forest], [], [])
+    shown = report.pictures([older, run, worse, again, *shorts, forest], [], [])
     assert list(shown["networks"][0].items()) == [
-        ("pqnet_short, 9 steps, rate 0.1", {"seed 0": 0.3}),
+        ("pqnet_short, 9 steps, rate 0.1", {"seed 0": 0.3, "seed 1": 0.3}),
         ("maps_unet, 9 steps", {"seed 0": 0.1, "seed 1": 0.2}),
         ("forest", {"seed 0": 0.05}),
+        ("pqnet_short, 9 steps, rate 0.2", {"seed 0": 0.01}),
     ]
-    assert list(shown["architectures"][0]) == ["pqnet_short, 9 steps, rate 0.1"]
+    assert list(shown["architectures"][0]) == ["pqnet_short, 9 steps, rate 0.1", "pqnet_short, 9 steps, rate 0.2"]
 
 
 def test_where_the_shipped_one_fails_is_said_of_its_own_lines(scans, monkeypatch):
