@@ -133,6 +133,7 @@ def tables(runs: list[dict], scans: list[dict], schemes: list[dict], thresholds:
     parts = []
     for title, table in (
         ("Average precision on heads of scanners left out", table_of_heads(scans)),
+        (f"All contenders on {ONE_HEAD}, its scanner left out", table_of_one(runs)),
         (
             "Learning rates: average precision on known heads, by which they are chosen, and in brackets on "
             f"{ONE_HEAD}, left out",
@@ -217,26 +218,50 @@ def show(value: float, digits: int = 3) -> str:
 
 
 def complete(scans: list[dict]) -> dict[tuple, list[dict]]:
-    """Return lines of what was scored on all heads: means over others would not compare."""
-    return {key: lines for key, lines in grouped(scans).items() if {line["head"] for line in lines} >= set(HEADS)}
+    """Return lines of what was scored on all heads, of the seeds that were: means over others would not compare."""
+    out = {}
+    for key, lines in grouped(scans).items():
+        heads = defaultdict(set)
+        for line in lines:
+            heads[line["seed"]].add(line["head"])
+        if whole := [line for line in lines if heads[line["seed"]] >= set(HEADS)]:
+            out[key] = whole
+    return out
 
 
 def table_of_heads(scans: list[dict]) -> str:
     rows = []
-    for key, lines in grouped(scans).items():
+    for key, lines in complete(scans).items():
         heads = by_head(lines, number("average_precision"))
         mean, half = mean_and_interval(heads.values())
         seeds = len({line["seed"] for line in lines})
-        whole = key in complete(scans)
-        rows.append(
-            [
-                name_of(key),
-                str(seeds),
-                *(show(heads.get(head, math.nan)) for head in HEADS),
-                f"{show(mean)} ± {show(half)}" if whole else "–",
-            ]
-        )
+        rows.append([name_of(key), str(seeds), *(show(heads[head]) for head in HEADS), f"{show(mean)} ± {show(half)}"])
     return markdown_table(["contender, data, cohort", "seeds", *HEADS, "mean"], rows)
+
+
+def table_of_one(runs: list[dict]) -> str:
+    """Return means over seeds on the head that all contenders are scored on, and what they cost, the best first."""
+    found = grouped(row for row in runs if (row["heads"], row["cohort"]) == (ONE_HEAD, cohort(runs)))
+    rows = []
+    for key, lines in found.items():
+        known, left_out, seconds, memory = (
+            float(np.mean([float(line[column]) for line in lines]))
+            for column in (*KNOWN_AND_LEFT_OUT, "training_seconds", "training_gb")
+        )
+        weights = "–" if lines[0]["parameters"] == "0" else lines[0]["parameters"]
+        name = name_of(key).removesuffix(f", {key[4]}")
+        rows.append([name, len(lines), show(left_out), show(known), weights, show(seconds / 60, 0), show(memory, 1)])
+    rows = [[str(cell) for cell in row] for row in sorted(rows, key=lambda row: row[2], reverse=True)]
+    header = [
+        "contender, data",
+        "seeds",
+        "average precision",
+        "on known heads",
+        "parameters",
+        "minutes a training",
+        "GB",
+    ]
+    return markdown_table(header, rows)
 
 
 def runs_on_one(runs: list[dict]) -> list[dict]:
